@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a family's name to its back-end, imported when it is used."""
+
+from importlib import import_module
+
+from blabberseg_ros.backends.base import Backend
+from blabberseg_ros.errors import BundleError
+
+# Module of the back-end. A new family is one file and one line here.
+_MODULES = {'clipseg': 'clipseg'}
+FAMILIES = tuple(_MODULES)
+
+
+def backend_class(family: str) -> type[Backend]:
+    """Return the back-end of a family.
+
+    Raises:
+        BundleError: there is none of that name.
+    """
+    if family not in _MODULES:
+        raise BundleError(
+            f'there is no back-end for the family {family!r}; this version has '
+            f'{", ".join(FAMILIES)}')
+    return import_module(f'blabberseg_ros.backends.{_MODULES[family]}').BACKEND

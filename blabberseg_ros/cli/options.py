@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several sub-commands share."""
+
+import argparse
+from pathlib import Path
+
+from blabberseg_ros.engines.choose import AUTO, DEVICES
+from blabberseg_ros.heatmap import ON_FAILURE, FusionOptions
+from blabberseg_ros.prompts import PLACEHOLDER, PromptSet, default_prompts
+
+DEFAULT_BUNDLE = 'clipseg_demo'
+# The floor of our launch file and demo; requests over the service have none, as in DOVESEI.
+DEFAULT_MIN_THRESHOLD = 0.3
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the model and the engine."""
+    group = parser.add_argument_group('model')
+    group.add_argument('--bundle', default=DEFAULT_BUNDLE,
+                       help='folder, or name of an installed bundle (default: %(default)s)')
+    group.add_argument('--backend', default=AUTO,
+                       help='model family expected (default: that of the bundle)')
+    group.add_argument('--engine', default=AUTO,
+                       help='engine to use (default: the fastest found)')
+    group.add_argument('--device', default=AUTO, choices=DEVICES)
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is safe and what is not."""
+    group = parser.add_argument_group(
+        'prompts', "DOVESEI's ten negative and three positive ones unless given")
+    group.add_argument('--prompts', type=Path, metavar='FILE',
+                       help='YAML file with the keys positive, negative and template')
+    group.add_argument('--positive', action='append', metavar='TEXT',
+                       help='safe ground; may be given several times')
+    group.add_argument('--negative', action='append', metavar='TEXT',
+                       help='unsafe ground; may be given several times')
+    group.add_argument('--template', metavar='TEXT',
+                       help='sentence with one {} that each prompt is put into')
+
+
+def add_fusion_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that turn probabilities into a mask."""
+    default = FusionOptions()
+    group = parser.add_argument_group('mask')
+    group.add_argument('--safety-threshold', type=float, default=default.safety_threshold,
+                       metavar='P', help='start of the search (default: %(default)s)')
+    group.add_argument('--dynamic-threshold', type=float, default=default.dynamic_threshold,
+                       metavar='F', help='fraction of the image that shall be safe; 0 switches '
+                                         'the search off (default: %(default)s)')
+    group.add_argument('--min-threshold', type=float, default=DEFAULT_MIN_THRESHOLD, metavar='P',
+                       help='floor of the search; 0 is none, as in DOVESEI (default: %(default)s)')
+    group.add_argument('--blur', type=int, default=default.blur_kernel_size, metavar='PX',
+                       help='side of the box blur (default: %(default)s)')
+    group.add_argument('--on-failure', choices=ON_FAILURE, default=default.on_failure,
+                       help='mask when nothing is safe enough: black, or as DOVESEI almost white')
+
+
+def prompts_from(arguments: argparse.Namespace) -> PromptSet:
+    """Return the prompt set that the options ask for.
+
+    Raises:
+        PromptError: it cannot be used.
+    """
+    base = PromptSet.from_yaml(arguments.prompts) if arguments.prompts else default_prompts()
+    own = bool(arguments.positive or arguments.negative)
+    template = arguments.template or (PLACEHOLDER if own and not arguments.prompts
+                                      else base.template)
+    return PromptSet(tuple(arguments.positive or base.positive),
+                     tuple(arguments.negative or base.negative), template)
+
+
+def fusion_from(arguments: argparse.Namespace) -> FusionOptions:
+    """Return the fusion that the options ask for.
+
+    Raises:
+        ParameterError: a value is out of its bounds.
+    """
+    return FusionOptions(arguments.safety_threshold, arguments.blur, arguments.dynamic_threshold,
+                         arguments.min_threshold, arguments.on_failure)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How to fly to a spot: phases and velocities. Nothing here knows ROS.
+
+Whatever is not known stops the vehicle: without a fresh heatmap it hovers, without a safe spot
+it climbs to see more.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from blabberseg_ros.demo.planner import Spot
+
+Velocity = tuple[float, float, float]
+
+
+class Phase(str, Enum):
+    """What the vehicle is doing."""
+
+    WAITING = 'waiting for camera and heatmaps'
+    SEARCHING = 'searching'
+    APPROACHING = 'approaching'
+    DESCENDING = 'descending'
+    COMMITTED = 'touching down'
+    HOLDING = 'holding: no heatmap comes'
+    LANDED = 'landed'
+
+
+@dataclass(frozen=True)
+class LanderOptions:
+    """How it flies; lengths in metres, speeds in metres per second.
+
+    Attributes:
+        radius_m: radius of the safe ground that a spot needs.
+        search_height_m: height that it climbs back to when nothing is safe.
+        commit_height_m: below it the descent goes on without a spot: a camera that close sees
+            little, and climbing away is no safer than the last metres.
+        max_map_age_s: without a heatmap for so long it hovers.
+        patience_s: without a spot for so long it looks elsewhere.
+        speed_m_s: over ground.
+        sink_m_s: downwards, at most; near the ground less.
+        touchdown_m_s: downwards, at the end.
+        climb_m_s: upwards.
+    """
+
+    radius_m: float = 3.0
+    search_height_m: float = 100.0
+    commit_height_m: float = 4.0
+    max_map_age_s: float = 1.0
+    patience_s: float = 1.5
+    speed_m_s: float = 12.0
+    sink_m_s: float = 5.0
+    touchdown_m_s: float = 1.0
+    climb_m_s: float = 5.0
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known at one moment.
+
+    Attributes:
+        now_s: any steady clock.
+        x_m: east.
+        y_m: north.
+        height_m: above ground.
+        spot: where to land; None where nothing is known to be safe.
+        map_age_s: since the capture of the last frame that was answered.
+        landed: it stands.
+    """
+
+    now_s: float
+    x_m: float
+    y_m: float
+    height_m: float
+    spot: Spot | None
+    map_age_s: float
+    landed: bool
+
+
+class Lander:
+    """Decides a velocity for each situation.
+
+    Args:
+        options: how to fly.
+        home: point around which it searches, east and north.
+    """
+
+    # Corners, in shares of the search height, that are visited in turn when nothing is safe.
+    _TOUR = ((0.0, 0.0), (0.4, 0.4), (-0.4, 0.4), (-0.4, -0.4), (0.4, -0.4))
+
+    def __init__(self, options: LanderOptions, home: tuple[float, float]) -> None:
+        """Start in the air."""
+        self.phase = Phase.SEARCHING
+        self._options = options
+        self._home = home
+        self._without_spot_since_s: float | None = None
+        self._stop_of_tour = 0
+
+    def velocity(self, now: Situation) -> Velocity:
+        """Return the velocity to fly: east, north, up."""
+        options = self._options
+        if now.landed:
+            self.phase = Phase.LANDED
+            return 0.0, 0.0, 0.0
+        if now.map_age_s > options.max_map_age_s:
+            self.phase = Phase.HOLDING
+            return 0.0, 0.0, 0.0
+        committed = self.phase is Phase.COMMITTED or now.height_m <= options.commit_height_m
+        if committed and self.phase in (Phase.DESCENDING, Phase.COMMITTED):
+            self.phase = Phase.COMMITTED
+            return 0.0, 0.0, -options.touchdown_m_s
+        if now.spot is None:
+            return self._search(now)
+        self._without_spot_since_s = None
+        return self._fly_to(now.spot, now)
+
+    def _fly_to(self, spot: Spot, now: Situation) -> Velocity:
+        """Go there, and down as soon as the spot lies within a cone below."""
+        options = self._options
+        distance_m = spot.distance_m(now.x_m, now.y_m)
+        speed = min(options.speed_m_s, 0.8 * distance_m)
+        share = speed / max(distance_m, 1e-6)
+        east, north = share * (spot.x_m - now.x_m), share * (spot.y_m - now.y_m)
+        # A camera of 73 degrees sees 0.74 of its height to each side. What is committed to must
+        # lie below.
+        high = now.height_m > 3.0 * options.commit_height_m
+        inside = distance_m <= max(0.7, (0.5 if high else 0.1) * now.height_m)
+        self.phase = Phase.DESCENDING if inside else Phase.APPROACHING
+        sink = min(options.sink_m_s, max(options.touchdown_m_s, 0.4 * now.height_m))
+        return east, north, -sink if inside else 0.0
+
+    def _search(self, now: Situation) -> Velocity:
+        """Hover a moment, then climb back and look around."""
+        options = self._options
+        self.phase = Phase.SEARCHING
+        if self._without_spot_since_s is None:
+            self._without_spot_since_s = now.now_s
+        if now.now_s - self._without_spot_since_s < options.patience_s:
+            return 0.0, 0.0, 0.0
+        up = options.climb_m_s if now.height_m < options.search_height_m else 0.0
+        share_x, share_y = self._TOUR[self._stop_of_tour % len(self._TOUR)]
+        east_m = self._home[0] + share_x * options.search_height_m - now.x_m
+        north_m = self._home[1] + share_y * options.search_height_m - now.y_m
+        distance_m = math.hypot(east_m, north_m)
+        if distance_m < 3.0:
+            self._stop_of_tour += 1
+        speed = min(options.speed_m_s, 0.8 * distance_m) / max(distance_m, 1e-6)
+        return speed * east_m, speed * north_m, up

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam between back-ends and run-time libraries: named tensors in, named tensors out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blabberseg_ros.bundle import Bundle
+from blabberseg_ros.errors import EngineError
+
+# A tensor where the engine keeps it: a NumPy array for the CPU, a device tensor elsewhere.
+# Only the engine that made it, and `Engine.to_host`, look inside.
+Value = Any
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, NumPy dtype name and shape of an input or output; a text stands for a free axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Return whether a tensor of this shape can be fed."""
+        return len(shape) == len(self.shape) and all(
+            isinstance(wanted, str) or wanted == given
+            for wanted, given in zip(self.shape, shape, strict=True))
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an engine can be used on this machine, and why (not)."""
+
+    ok: bool
+    reason: str
+
+
+class Engine(ABC):
+    """One stage of a bundle on one device, used by one thread.
+
+    The life cycle is `activate`, any number of `infer`, `deactivate`; both ends may be repeated.
+
+    Attributes:
+        bundle: the model.
+        stage: name of the stage, for example `image_encoder`.
+        precision: of the computation, for example `fp32`.
+        runs: how often `infer` has run since construction.
+    """
+
+    precision = 'fp32'
+
+    def __init__(self, bundle: Bundle, stage: str) -> None:
+        """Remember the stage; nothing is loaded before `activate`."""
+        self.bundle = bundle
+        self.stage = stage
+        self.runs = 0
+        self._inputs: dict[str, TensorSpec] = {}
+        self._outputs: dict[str, TensorSpec] = {}
+
+    @property
+    def active(self) -> bool:
+        """Return whether the stage is loaded."""
+        return bool(self._inputs)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Return what the stage takes; empty while inactive."""
+        return tuple(self._inputs.values())
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Return what the stage gives; empty while inactive."""
+        return tuple(self._outputs.values())
+
+    def activate(self) -> None:
+        """Load the stage onto the device.
+
+        Raises:
+            EngineError: the library or the device refuses it.
+        """
+        if self.active:
+            return
+        inputs, outputs = self._load()
+        self._inputs = {spec.name: spec for spec in inputs}
+        self._outputs = {spec.name: spec for spec in outputs}
+
+    def deactivate(self) -> None:
+        """Free what `activate` took."""
+        self._inputs, self._outputs = {}, {}
+        self._unload()
+
+    def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the stage.
+
+        Args:
+            feeds: one tensor for each input, by name; NumPy arrays, or values of this engine.
+
+        Returns:
+            One value for each output, by name, where the engine keeps them.
+
+        Raises:
+            EngineError: the engine is inactive, an input is missing, unknown or of the wrong
+                shape, or the library fails.
+        """
+        if not self.active:
+            raise EngineError(f'{self.stage} is not active; call activate() first')
+        if feeds.keys() != self._inputs.keys():
+            raise EngineError(
+                f'{self.stage} takes {", ".join(self._inputs)} and was given '
+                f'{", ".join(feeds) or "nothing"}')
+        for name, value in feeds.items():
+            if not self._inputs[name].accepts(tuple(value.shape)):
+                raise EngineError(
+                    f'{self.stage} takes {name} of shape {self._inputs[name].shape} and was '
+                    f'given {tuple(value.shape)}')
+        self.runs += 1
+        return self._run(feeds)
+
+    def to_host(self, *values: Value) -> tuple[np.ndarray, ...]:
+        """Return values of this engine as NumPy arrays, waiting for the device once."""
+        return tuple(np.asarray(value) for value in values)
+
+    @abstractmethod
+    def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Load the stage and return its inputs and outputs."""
+
+    @abstractmethod
+    def _unload(self) -> None:
+        """Free the device; called when nothing is loaded as well."""
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Run on checked inputs."""
+
+
+class EngineKind(ABC):
+    """A way to run models on this machine, before any is loaded."""
+
+    name = ''
+    device = ''
+    # Stages that this kind runs besides those that every bundle has a graph for.
+    extra_stages: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def probe(self) -> Availability:
+        """Return whether this kind can be used here, without loading more than needed to know."""
+
+    @abstractmethod
+    def create(self, bundle: Bundle, stage: str) -> Engine:
+        """Return an inactive engine for one stage of a bundle."""

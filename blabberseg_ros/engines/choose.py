@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engine runs the graphs on this machine."""
+
+from dataclasses import dataclass
+
+from blabberseg_ros.engines.base import EngineKind
+from blabberseg_ros.errors import EngineError
+
+AUTO = 'auto'
+DEVICES = (AUTO, 'cpu', 'cuda')
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine that was considered: its kind, whether it can be used, and why (not)."""
+
+    kind: EngineKind
+    ok: bool
+    reason: str
+
+
+def engine_kinds() -> list[EngineKind]:
+    """Return every kind of engine, fastest first."""
+    from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
+    from blabberseg_ros.engines.tensorrt import TensorRt
+
+    return [TensorRt(), OnnxRuntimeCpu()]
+
+
+def candidates(engine: str = AUTO, device: str = AUTO) -> list[Candidate]:
+    """Return every engine with its verdict, fastest first.
+
+    Args:
+        engine: name of the only one wanted, or `auto`.
+        device: `cpu`, `cuda` or `auto`.
+    """
+    result = []
+    for kind in engine_kinds():
+        if engine not in (AUTO, kind.name):
+            result.append(Candidate(kind, False, f'engine {engine} was asked for'))
+        elif device not in (AUTO, kind.device):
+            result.append(Candidate(kind, False, f'device {device} was asked for'))
+        else:
+            availability = kind.probe()
+            result.append(Candidate(kind, availability.ok, availability.reason))
+    return result
+
+
+def usable_engines(engine: str = AUTO, device: str = AUTO) -> list[EngineKind]:
+    """Return the engines that can be used here, fastest first; at least one.
+
+    Args:
+        engine: name of the only one wanted, or `auto`.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        EngineError: none can be used; the message has the reason for each.
+    """
+    considered = candidates(engine, device)
+    usable = [candidate.kind for candidate in considered if candidate.ok]
+    if usable:
+        return usable
+    reasons = '; '.join(f'{candidate.kind.name}: {candidate.reason}' for candidate in considered)
+    raise EngineError(f'no engine can be used here ({reasons})')

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton kernels for the steps around the networks, where a library would move far more bytes.
+
+All of them write into tensors that the caller owns, so that they can be captured in a CUDA graph.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from blabberseg_ros.resampling import triangle_weights
+
+# Bins of the threshold histogram: one a threshold, one for pixels above none, one for NaN.
+BINS = 128
+NOT_FINITE_BIN = BINS - 1
+_PIXELS = 1024
+_TOKENS = 16
+# The hidden layer of a decoder block has to be a multiple of this.
+HIDDEN_CHUNK = 128
+_FEED_FORWARD_CHOICES = [
+    triton.Config({'ROWS': rows, 'CHUNK': chunk}, num_warps=warps, num_stages=stages)
+    for rows, warps in ((32, 4), (64, 4), (128, 4), (128, 8)) for chunk in (64, HIDDEN_CHUNK)
+    for stages in (2, 3, 4)]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where the weights of a resizing matrix lie: a few neighbours for each output pixel.
+
+    Attributes:
+        first: int32 [S] on the device, first input pixel of each output pixel.
+        taps: number of neighbours, the same for all.
+    """
+
+    first: Tensor
+    taps: int
+
+
+def triangle_band(n_in: int, n_out: int, device: torch.device) -> Band:
+    """Return the band of `triangle_weights(n_in, n_out)`."""
+    used = triangle_weights(n_in, n_out) != 0
+    first = used.argmax(axis=1)
+    last = n_in - used[:, ::-1].argmax(axis=1)
+    return Band(torch.tensor(first, dtype=torch.int32, device=device), int((last - first).max()))
+
+
+def resize_and_normalise(image: Tensor, rows: Tensor, cols: Tensor, down: Band, across: Band,
+                         scale: Tensor, offset: Tensor, narrow: Tensor, patches: Tensor) -> None:
+    """Resize as PIL does, across and then down, round to whole grey levels, and normalise.
+
+    The result is laid out as patches, so that the patch convolution is a plain matrix product
+    (which took cuDNN 83 us as a convolution, and takes 6 us as a product, on an H200).
+
+    Args:
+        image: uint8 [H, W, 3].
+        rows: float32 [S, H], zero outside the band `down`.
+        cols: float32 [W, S], zero outside the band `across`.
+        down: where the non-zero weights of each row of `rows` lie.
+        across: where those of each column of `cols` lie.
+        scale: float32 [3]; a grey level times `scale` less `offset` is normalised.
+        offset: float32 [3].
+        narrow: float32 [H, S, 3], overwritten.
+        patches: [(S / 16)^2, 3 * 16 * 16] of any float type, the result.
+    """
+    height, width, _ = image.shape
+    side = rows.shape[0]
+    block = 128
+    columns = triton.cdiv(side, block)
+    _across[(height, columns)](image, across.first, cols, narrow, width, side,
+                               TAPS=across.taps, BLOCK=block)
+    _down[(side, columns)](narrow, down.first, rows, scale, offset, patches, height, side,
+                           TAPS=down.taps, BLOCK=block)
+
+
+def head_and_softmax(tokens: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor],
+                     positive: Tensor, probability: Tensor) -> None:
+    """Run the complex head's transposed convolutions and sum the positives' softmax.
+
+    The two convolutions have their stride for a kernel, so each token alone decides its patch of
+    16 x 16 pixels; the logits, P x S x S numbers, are never written.
+
+    Args:
+        tokens: float16 or bfloat16 [P, G * G, r], after the head's 3x3 convolution and ReLU.
+        first: weight [16, r, r / 2] by sub-patch, of the tokens' type, and bias float32 [r / 2].
+        second: weight [r / 2, 16] by pixel of the sub-patch, and bias float32 [1].
+        positive: float32 [P], 1 for positive prompts, else 0.
+        probability: float32 [16 G, 16 G], the result.
+    """
+    prompts, count, width = tokens.shape
+    grid = probability.shape[0] // 16
+    _head[(triton.cdiv(count, _TOKENS), 16)](
+        tokens, *first, *second, positive, probability, prompts, count, grid,
+        WIDTH=width, HALF=width // 2, TOKENS=_TOKENS)
+
+
+def feed_forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
+                 gain: Tensor, shift: Tensor, epsilon: float, result: Tensor) -> None:
+    """Run the second half of a decoder block: norm(x + linear2(relu(linear1(x)))).
+
+    The hidden layer, 32 times as wide as the tokens, is never written.
+
+    Args:
+        x: float32 [N, r], contiguous.
+        weight1: float16 or bfloat16 [hidden, r].
+        bias1: float32 [hidden].
+        weight2: of the same type, [r, hidden].
+        bias2: float32 [r].
+        gain: float32 [r], of the norm.
+        shift: float32 [r], of the norm.
+        epsilon: of the norm.
+        result: float32 [N, r].
+    """
+    count, width = x.shape
+    _feed_forward[lambda choice: (triton.cdiv(count, choice['ROWS']),)](
+        x, weight1, bias1, weight2, bias2, gain, shift, epsilon, result, count, weight1.shape[0],
+        WIDTH=width)
+
+
+def threshold_mask(probability: Tensor, thresholds: Tensor, wanted: Tensor, bins: Tensor,
+                   mask: Tensor, found: Tensor) -> None:
+    """Find the first threshold that enough pixels are above, and the mask that it gives.
+
+    Args:
+        probability: float32 [H, W].
+        thresholds: float32 [101]: a hundred in falling order, then that of a failed search.
+        wanted: int32 [2]: the pixels that have to be above, and how many thresholds may be used.
+        bins: int32 [BINS], overwritten.
+        mask: uint8 [H, W], the result, 255 where the probability is strictly above.
+        found: int32 [2], the result: index of the threshold (100 if none), and how many pixels are
+            not finite.
+    """
+    bins.zero_()
+    count = probability.numel()
+    blocks = (triton.cdiv(count, _PIXELS),)
+    _histogram[blocks](probability, thresholds, bins, count, BINS=BINS, BLOCK=_PIXELS)
+    _mask[blocks](probability, thresholds, wanted, bins, mask, found, count,
+                  BINS=BINS, BLOCK=_PIXELS)
+
+
+@triton.jit
+def _across(image, first, cols, narrow, width, side, TAPS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < side
+    start = tl.load(first + column, mask=inside, other=0)
+    red = tl.zeros((BLOCK,), tl.float32)
+    green = tl.zeros((BLOCK,), tl.float32)
+    blue = tl.zeros((BLOCK,), tl.float32)
+    for tap in range(TAPS):
+        position = start + tap
+        known = inside & (position < width)
+        weight = tl.load(cols + position * side + column, mask=known, other=0.0)
+        source = image + (row * width + tl.minimum(position, width - 1)) * 3
+        red += weight * tl.load(source, mask=inside, other=0).to(tl.float32)
+        green += weight * tl.load(source + 1, mask=inside, other=0).to(tl.float32)
+        blue += weight * tl.load(source + 2, mask=inside, other=0).to(tl.float32)
+    target = narrow + (row * side + column) * 3
+    tl.store(target, red, mask=inside)
+    tl.store(target + 1, green, mask=inside)
+    tl.store(target + 2, blue, mask=inside)
+
+
+@triton.jit
+def _down(narrow, first, rows, scale, offset, patches, height, side, TAPS: tl.constexpr,
+          BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < side
+    start = tl.load(first + row)
+    red = tl.zeros((BLOCK,), tl.float32)
+    green = tl.zeros((BLOCK,), tl.float32)
+    blue = tl.zeros((BLOCK,), tl.float32)
+    for tap in range(TAPS):
+        position = start + tap
+        weight = tl.load(rows + row * height + position, mask=position < height, other=0.0)
+        source = narrow + (tl.minimum(position, height - 1) * side + column) * 3
+        red += weight * tl.load(source, mask=inside, other=0.0)
+        green += weight * tl.load(source + 1, mask=inside, other=0.0)
+        blue += weight * tl.load(source + 2, mask=inside, other=0.0)
+    patch = (row // 16) * (side // 16) + column // 16
+    target = patches + patch * 768 + (row % 16) * 16 + column % 16
+    kind = patches.dtype.element_ty
+    red = _level(red) * tl.load(scale) - tl.load(offset)
+    green = _level(green) * tl.load(scale + 1) - tl.load(offset + 1)
+    blue = _level(blue) * tl.load(scale + 2) - tl.load(offset + 2)
+    tl.store(target, red.to(kind), mask=inside)
+    tl.store(target + 256, green.to(kind), mask=inside)
+    tl.store(target + 512, blue.to(kind), mask=inside)
+
+
+@triton.jit
+def _level(value):
+    return tl.minimum(tl.maximum(tl.floor(value + 0.5), 0.0), 255.0)
+
+
+@triton.jit
+def _head(tokens, weight1, bias1, weight2, bias2, positive, probability, prompts, count, grid,
+          WIDTH: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr):
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    part = tl.program_id(1)
+    inside = token < count
+    channel = tl.arange(0, WIDTH)
+    half = tl.arange(0, HALF)
+    pixel = tl.arange(0, 16)
+    w1 = tl.load(weight1 + part * WIDTH * HALF + channel[:, None] * HALF + half[None, :])
+    b1 = tl.load(bias1 + half)
+    w2 = tl.load(weight2 + half[:, None] * 16 + pixel[None, :])
+    b2 = tl.load(bias2)
+    largest = tl.full((TOKENS, 16), float('-inf'), tl.float32)
+    whole = tl.zeros((TOKENS, 16), tl.float32)
+    safe = tl.zeros((TOKENS, 16), tl.float32)
+    for prompt in range(prompts):
+        x = tl.load(tokens + (prompt * count + token[:, None]) * WIDTH + channel[None, :],
+                    mask=inside[:, None], other=0.0)
+        hidden = tl.maximum(tl.dot(x, w1) + b1[None, :], 0.0).to(w2.dtype)
+        logit = tl.dot(hidden, w2) + b2
+        peak = tl.maximum(largest, logit)
+        shrink = tl.exp(largest - peak)
+        share = tl.exp(logit - peak)
+        whole = whole * shrink + share
+        safe = safe * shrink + share * tl.load(positive + prompt)
+        largest = peak
+    y = (token // grid) * 16 + (part // 4) * 4
+    x_ = (token % grid) * 16 + (part % 4) * 4
+    row = y[:, None] + pixel[None, :] // 4
+    column = x_[:, None] + pixel[None, :] % 4
+    tl.store(probability + row * (grid * 16) + column, safe / whole, mask=inside[:, None])
+
+
+@triton.autotune(_FEED_FORWARD_CHOICES, key=['count', 'hidden'])
+@triton.jit
+def _feed_forward(x, weight1, bias1, weight2, bias2, gain, shift, epsilon, result, count, hidden,
+                  WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < count
+    channel = tl.arange(0, WIDTH)
+    place = row[:, None] * WIDTH + channel[None, :]
+    tokens = tl.load(x + place, mask=inside[:, None], other=0.0)
+    narrow = tokens.to(weight1.dtype.element_ty)
+    total = tl.zeros((ROWS, WIDTH), tl.float32)
+    for start in range(0, hidden, CHUNK):
+        unit = start + tl.arange(0, CHUNK)
+        w1 = tl.load(weight1 + unit[None, :] * WIDTH + channel[:, None])
+        layer = tl.maximum(tl.dot(narrow, w1) + tl.load(bias1 + unit)[None, :], 0.0)
+        w2 = tl.load(weight2 + channel[None, :] * hidden + unit[:, None])
+        total = tl.dot(layer.to(narrow.dtype), w2, total)
+    total += tokens + tl.load(bias2 + channel)[None, :]
+    mean = tl.sum(total, 1) / WIDTH
+    centred = total - mean[:, None]
+    spread = tl.rsqrt(tl.sum(centred * centred, 1) / WIDTH + epsilon)
+    normed = centred * spread[:, None] * tl.load(gain + channel)[None, :]
+    tl.store(result + place, normed + tl.load(shift + channel)[None, :], mask=inside[:, None])
+
+
+@triton.jit
+def _histogram(probability, thresholds, bins, count, BINS: tl.constexpr, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    value = tl.load(probability + index, mask=inside, other=0.0)
+    # First of the hundred falling thresholds that the value is above, by bisection: 2**7 > 100.
+    low = tl.zeros((BLOCK,), tl.int32)
+    high = tl.full((BLOCK,), 100, tl.int32)
+    for _ in range(7):
+        middle = (low + high) // 2
+        above = value > tl.load(thresholds + middle)
+        searching = low < high
+        high = tl.where(searching & above, middle, high)
+        low = tl.where(searching & (above == 0), middle + 1, low)
+    finite = (value == value) & (tl.abs(value) != float('inf'))
+    place = tl.where(finite, low, BINS - 1)
+    # Lanes outside the image count in a bin that nobody reads.
+    place = tl.where(inside, place, BINS - 2)
+    counts = tl.histogram(place, BINS)
+    tl.atomic_add(bins + tl.arange(0, BINS), counts, mask=counts > 0)
+
+
+@triton.jit
+def _mask(probability, thresholds, wanted, bins, mask, found, count, BINS: tl.constexpr,
+          BLOCK: tl.constexpr):
+    bin_ = tl.arange(0, BINS)
+    counts = tl.load(bins + bin_)
+    above = tl.cumsum(tl.where(bin_ < 100, counts, 0), 0)
+    enough = (above >= tl.load(wanted)) & (bin_ < tl.load(wanted + 1))
+    chosen = tl.min(tl.where(enough, bin_, 100), 0)
+    threshold = tl.load(thresholds + chosen)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    value = tl.load(probability + index, mask=inside, other=0.0)
+    tl.store(mask + index, tl.where(value > threshold, 255, 0).to(tl.uint8), mask=inside)
+    if tl.program_id(0) == 0:
+        tl.store(found, chosen)
+        tl.store(found + 1, tl.sum(tl.where(bin_ == BINS - 1, counts, 0), 0))
+
+
+def empty_bins(device: torch.device) -> Tensor:
+    """Return the histogram that `threshold_mask` works in."""
+    return torch.zeros(BINS, dtype=torch.int32, device=device)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime as an engine."""
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from blabberseg_ros.bundle import Bundle
+from blabberseg_ros.engines.base import Availability, Engine, EngineKind, TensorSpec, Value
+from blabberseg_ros.errors import EngineError
+
+_DTYPES = {'tensor(float)': 'float32', 'tensor(float16)': 'float16', 'tensor(uint8)': 'uint8',
+           'tensor(int32)': 'int32', 'tensor(int64)': 'int64', 'tensor(bool)': 'bool'}
+
+
+class OnnxRuntimeCpuEngine(Engine):
+    """A stage's graph on the CPU, in the precision of the graph."""
+
+    def __init__(self, bundle: Bundle, stage: str) -> None:
+        """Remember the stage."""
+        super().__init__(bundle, stage)
+        self._session: Any = None
+
+    def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        import onnxruntime
+
+        graph = self.bundle.graph(self.stage)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # A back-end chains several sessions. Threads that spin after one has finished would take
+        # the cores from the next, and from the camera driver beside us.
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(graph), options, providers=['CPUExecutionProvider'])
+        except Exception as error:  # its exception classes share no base but Exception
+            raise EngineError(
+                f'ONNX Runtime cannot load {graph}: {error}. Import the bundle again, or '
+                'choose another engine (`blabberseg doctor` lists them)') from error
+        return (_specs(self._session.get_inputs()), _specs(self._session.get_outputs()))
+
+    def _unload(self) -> None:
+        self._session = None
+
+    def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        feeds = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+        names = list(self._outputs)
+        try:
+            return dict(zip(names, self._session.run(names, feeds), strict=True))
+        except Exception as error:  # see above
+            raise EngineError(f'ONNX Runtime failed in {self.stage}: {error}') from error
+
+
+class OnnxRuntimeCpu(EngineKind):
+    """ONNX Runtime's CPU execution provider."""
+
+    name = 'onnxruntime-cpu'
+    device = 'cpu'
+
+    def probe(self) -> Availability:
+        """Return whether ONNX Runtime is installed."""
+        if importlib.util.find_spec('onnxruntime') is None:
+            return Availability(False, 'onnxruntime is not installed; '
+                                       'pip install "blabberseg_ros[cpu]"')
+        return Availability(True, f'onnxruntime {_version()} on the CPU')
+
+    def create(self, bundle: Bundle, stage: str) -> Engine:
+        """Return an inactive engine for one stage of a bundle."""
+        return OnnxRuntimeCpuEngine(bundle, stage)
+
+
+def _version() -> str:
+    for distribution in ('onnxruntime', 'onnxruntime-gpu'):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return '(version unknown)'
+
+
+def _specs(nodes: list) -> list[TensorSpec]:
+    return [TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape))
+            for node in nodes]

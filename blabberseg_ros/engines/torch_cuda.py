@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torch on a CUDA device: the network itself, compiled and replayed as CUDA graphs.
+
+Two graphs make a frame: `image_encoder` from the camera's bytes to the image code, and `answer`
+from the code and the prompts' FiLM pairs to the mask. They follow each other on one stream without
+a word from the host, and a frame that is asked for again with other prompts replays the second
+alone. Every input lies in a static buffer, so a new prompt set is a copy of a few kilobytes.
+"""
+
+import importlib.util
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from blabberseg_ros.bundle import Bundle
+from blabberseg_ros.engines.base import Availability, Engine, EngineKind, TensorSpec, Value
+from blabberseg_ros.engines.cuda_probe import probe_cuda
+from blabberseg_ros.errors import EngineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LOG = logging.getLogger(__name__)
+# Captured graphs kept for each stage; each holds buffers of its own.
+_GRAPHS = 8
+_OUTBOXES = 16
+# Stages whose outputs go to the host at once.
+_TRANSIENT = frozenset({'answer'})
+_WARM_UP_RUNS = 3
+PRECISIONS = ('fp16', 'bf16', 'fp32')
+
+
+class TorchCuda(EngineKind):
+    """Torch on the first CUDA device."""
+
+    name = 'torch-cuda'
+    device = 'cuda'
+    extra_stages = frozenset({'answer'})
+
+    def __init__(self, precision: str = 'fp16', compiled: bool = True) -> None:
+        """Choose the precision of the matrix products; sums and norms stay in fp32.
+
+        Args:
+            precision: `fp16`, `bf16` or `fp32`.
+            compiled: run the networks through torch.compile, which takes a while at the start.
+        """
+        self.precision = precision
+        self.compiled = compiled
+        self._networks: dict[str, Any] = {}
+
+    def probe(self) -> Availability:
+        """Return whether there is a CUDA driver and a torch that can use it."""
+        driver = probe_cuda()
+        if not driver.ok:
+            return Availability(False, driver.reason)
+        for module in ('torch', 'open_clip', 'triton'):
+            if importlib.util.find_spec(module) is None:
+                return Availability(False, f'{module} is not installed; '
+                                           'pip install "blabberseg_ros[torch]"')
+        import torch
+
+        if not torch.cuda.is_available():
+            return Availability(False, f'torch {torch.__version__} does not see the GPU; install '
+                                       'a build of torch for the CUDA version of the driver')
+        return Availability(True, f'torch {torch.__version__}, {self.precision}, on '
+                                  f'{torch.cuda.get_device_name()}')
+
+    def create(self, bundle: Bundle, stage: str) -> Engine:
+        """Return an inactive engine for one stage of a bundle."""
+        return TorchCudaEngine(bundle, stage, self)
+
+    def stages_of(self, bundle: Bundle) -> Any:
+        """Return the network of a bundle on the device; all stages share it."""
+        from blabberseg_ros.engines.torch_stages import CudaStages
+
+        if bundle.fingerprint not in self._networks:
+            self._networks[bundle.fingerprint] = CudaStages(bundle, self.precision, self.compiled)
+        return self._networks[bundle.fingerprint]
+
+    def release(self, bundle: Bundle) -> None:
+        """Forget the network of a bundle."""
+        self._networks.pop(bundle.fingerprint, None)
+
+
+class TorchCudaEngine(Engine):
+    """One stage of the network, captured as one CUDA graph for each set of input shapes."""
+
+    def __init__(self, bundle: Bundle, stage: str, kind: TorchCuda) -> None:
+        """Remember the stage."""
+        super().__init__(bundle, stage)
+        self.precision = kind.precision
+        self._kind = kind
+        self._function: Callable[..., dict[str, Tensor]] | None = None
+        self._graphs: OrderedDict[tuple, _CapturedGraph] = OrderedDict()
+        self._outboxes: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    def to_host(self, *values: Value) -> tuple[np.ndarray, ...]:
+        """Copy values through pinned memory and wait for the device once."""
+        import torch
+
+        staged = [self._pinned(value, index) for index, value in enumerate(values)]
+        for buffer, value in zip(staged, values, strict=True):
+            buffer.copy_(value, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return tuple(buffer.numpy().copy() for buffer in staged)
+
+    def _pinned(self, value: Value, index: int) -> Value:
+        """Return a pinned buffer for a value, kept for the next of its shape and place."""
+        import torch
+
+        key = (index, tuple(value.shape), value.dtype)
+        if key not in self._outboxes:
+            while len(self._outboxes) >= _OUTBOXES:
+                self._outboxes.popitem(last=False)
+            self._outboxes[key] = torch.empty_like(value, device='cpu').pin_memory()
+        return self._outboxes[key]
+
+    def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        stages = self._kind.stages_of(self.bundle)
+        self._function, inputs, outputs = stages.stage(self.stage)
+        return inputs, outputs
+
+    def _unload(self) -> None:
+        self._function = None
+        self._graphs.clear()
+        self._outboxes.clear()
+        self._kind.release(self.bundle)
+
+    def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        import torch
+
+        key = tuple(tuple(value.shape) for value in feeds.values())
+        try:
+            graph = self._graphs.get(key)
+            if graph is None:
+                graph = self._capture(feeds)
+                self._graphs[key] = graph
+                while len(self._graphs) > _GRAPHS:
+                    self._graphs.popitem(last=False)
+            self._graphs.move_to_end(key)
+            return graph.replay(feeds)
+        except torch.cuda.OutOfMemoryError as error:
+            self._graphs.clear()
+            torch.cuda.empty_cache()
+            raise EngineError(
+                f'the GPU is out of memory in {self.stage}; use fewer prompts or smaller images, '
+                'or free the GPU') from error
+        except RuntimeError as error:
+            raise EngineError(f'torch failed in {self.stage}: {error}') from error
+
+    def _capture(self, feeds: Mapping[str, Value]) -> '_CapturedGraph':
+        started = time.perf_counter()
+        if self._function is None:
+            raise EngineError(f'{self.stage} is not active; call activate() first')
+        graph = _CapturedGraph(self._function, self._inputs, feeds, self.stage in _TRANSIENT)
+        _LOG.info('Compiled and captured %s for %s in %.1f s', self.stage,
+                  ', '.join(f'{name} {tuple(value.shape)}' for name, value in feeds.items()),
+                  time.perf_counter() - started)
+        return graph
+
+
+class _CapturedGraph:
+    """A function over static device buffers, replayed without the host."""
+
+    def __init__(self, function: Callable[..., dict[str, 'Tensor']],
+                 specs: Mapping[str, TensorSpec], feeds: Mapping[str, Value],
+                 transient: bool) -> None:
+        """Allocate the buffers, warm up and capture.
+
+        Args:
+            function: takes one tensor an input, by name, and returns named tensors.
+            specs: of the inputs.
+            feeds: first inputs; they decide the shapes.
+            transient: the outputs are read before the next run, so they need no copies.
+        """
+        import torch
+
+        self._transient = transient
+        self._buffers = {
+            name: torch.empty(tuple(value.shape), device='cuda',
+                              dtype=getattr(torch, specs[name].dtype))
+            for name, value in feeds.items()}
+        self._staging = {name: torch.empty_like(buffer, device='cpu').pin_memory()
+                         for name, buffer in self._buffers.items()}
+        self._last: dict[str, Value] = {}
+        self._copied = torch.cuda.Event()
+        self._feed(feeds)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), torch.inference_mode():
+            for _ in range(_WARM_UP_RUNS):
+                function(**self._buffers)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.graph(self._graph):
+            self._outputs = function(**self._buffers)
+
+    def replay(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        """Copy the inputs in, run, and return the outputs on the device."""
+        self._feed(feeds)
+        self._graph.replay()
+        if self._transient:
+            return self._outputs
+        return {name: output.clone() for name, output in self._outputs.items()}
+
+    def _feed(self, feeds: Mapping[str, Value]) -> None:
+        import torch
+
+        waited = False
+        for name, value in feeds.items():
+            if value is self._last.get(name):
+                continue
+            if isinstance(value, np.ndarray):
+                if not waited:
+                    self._copied.synchronize()  # the staging buffers may still be read
+                    waited = True
+                _copy(value, self._staging[name])
+                self._buffers[name].copy_(self._staging[name], non_blocking=True)
+                # What cannot change need not be copied again: resize matrices, thresholds.
+                self._last[name] = None if value.flags.writeable else value
+            else:
+                self._buffers[name].copy_(value)
+                self._last[name] = None
+        if waited:
+            self._copied.record(torch.cuda.current_stream())
+
+
+def _copy(source: np.ndarray, target: 'Tensor') -> None:
+    """Copy an array to a host tensor, on several threads where torch can take it as it is."""
+    import torch
+
+    if source.flags.writeable and source.flags.c_contiguous:
+        target.copy_(torch.from_numpy(source))
+    else:
+        np.copyto(target.numpy(), source)

@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The landing heatmap node: DOVESEI's service, and a stream of heatmaps beside it.
+
+Every request is answered, in time, whatever it holds: `success=false` and a black mask if need
+be. A landing controller that waits for ever keeps its last velocity.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blabberseg_interfaces.srv import GetPrompts, SetPrompts
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.time import Time
+from ros2_open_voc_landing_heatmap_srv.srv import GetLandingHeatmap
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from blabberseg_ros.errors import BlabbersegError, EngineError
+from blabberseg_ros.heatmap import FusionOptions
+from blabberseg_ros.nodes.diagnostics import ModelState, NodeState, Statistics, report, to_array
+from blabberseg_ros.nodes.images import black_mask, to_message, to_rgb
+from blabberseg_ros.nodes.parameters import (
+    HEATMAP_TABLE,
+    NODE_NAME,
+    PROMPT_NAMES,
+    HeatmapParameters,
+)
+from blabberseg_ros.nodes.spin import run_node
+from blabberseg_ros.nodes.stream import Stream
+from blabberseg_ros.nodes.worker import PromptChange, Segmented, Withdrawn, Worker
+from blabberseg_ros.prompts import PromptSet
+from blabberseg_ros.segmenter import Segmenter
+
+# A thread for each request that waits, and enough left for frames, parameters and diagnostics.
+THREADS = 16
+# The default depth of 10 loses requests of a burst, and their clients wait for ever.
+SERVICE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+# No threshold of a probability leaves anything above it: what a black mask corresponds to.
+NOTHING_SAFE = 1.0
+PROGRESS_INTERVAL_S = 5.0
+ENCODE_TIMEOUT_S = 60.0
+RETRY_FIRST_S, RETRY_LAST_S = 5.0, 60.0
+STOP_TIMEOUT_S = 3.0
+
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+UNCONFIGURED, INACTIVE, ACTIVE, FINALIZED = 'unconfigured', 'inactive', 'active', 'finalized'
+
+T = TypeVar('T')
+
+
+class HeatmapNode(LifecycleNode):
+    """Answers requests and camera frames with landing heatmaps."""
+
+    def __init__(self) -> None:
+        """Create every interface; the model is loaded when the node is configured.
+
+        Raises:
+            ParameterError: a parameter given at the start is refused.
+        """
+        super().__init__(NODE_NAME)
+        self._values = HEATMAP_TABLE.declare(self)
+        self._values_lock = threading.RLock()
+        self._mirroring = threading.local()
+        self._lifecycle = UNCONFIGURED
+        self._problem = ''
+        self._model = ModelState()
+        self._statistics = Statistics()
+        self._worker = Worker(
+            self.get_logger().warning, lambda: self.get_clock().now().nanoseconds,
+            self._note_model)
+        self._stream = Stream(self, self._worker, self._statistics)
+        self._final = self.create_publisher(Image, '/final_heatmap', 1)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 1)
+        requests = ReentrantCallbackGroup()
+        for service, name, callback in (
+                (GetLandingHeatmap, NODE_NAME, self._on_heatmap),
+                (SetPrompts, '~/set_prompts', self._on_set_prompts),
+                (GetPrompts, '~/get_prompts', self._on_get_prompts)):
+            self.create_service(service, name, callback, qos_profile=SERVICE_QOS,
+                                callback_group=requests)
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self.create_timer(self._values.diagnostics_period_s, self._publish_diagnostics,
+                          callback_group=MutuallyExclusiveCallbackGroup())
+        self._autostarting = self._values.autostart
+        self._retry_s, self._next_try_s = RETRY_FIRST_S, 0.0
+        self._autostart_timer = self.create_timer(
+            0.1, self._autostart, callback_group=MutuallyExclusiveCallbackGroup())
+
+    @property
+    def active(self) -> bool:
+        """Return whether requests and frames are worked on."""
+        return self._lifecycle == ACTIVE
+
+    @property
+    def values(self) -> HeatmapParameters:
+        """Return the values of the parameters at this moment."""
+        return self._values
+
+    def close(self) -> bool:
+        """Stop working.
+
+        Returns:
+            Whether the worker has ended. If not, it hangs in the engine.
+        """
+        self._lifecycle = FINALIZED
+        self._autostarting = False
+        return self._worker.stop(STOP_TIMEOUT_S)
+
+    # Lifecycle
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Find and check the model."""
+        return self._transition(self._configure, 'configured', INACTIVE)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the model, encode the prompts, and begin to answer."""
+        if self._transition(self._activate, 'activated', INACTIVE) != SUCCESS:
+            return FAILURE
+        super().on_activate(state)
+        self._lifecycle = ACTIVE
+        self.get_logger().info(
+            f'active: {self._model.bundle} on {self._model.engine} ({self._model.precision}), '
+            f'{self._prompts_in_use()} prompts')
+        return SUCCESS
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the device; requests are answered with success=false from here on."""
+        self._lifecycle = INACTIVE
+        super().on_deactivate(state)
+        return self._transition(lambda: self._wait(
+            self._worker.deactivate(), 'freeing the device'), 'deactivated', INACTIVE)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of the model."""
+        return self._transition(lambda: self._wait(
+            self._worker.close(), 'closing the model'), 'cleaned up', UNCONFIGURED)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Let go of everything; requests are still answered, with success=false."""
+        self._autostarting = False
+        return self._transition(lambda: self._wait(
+            self._worker.close(), 'closing the model'), 'shut down', FINALIZED)
+
+    def _transition(self, work: Callable[[], None], done: str,
+                    target: str) -> TransitionCallbackReturn:
+        """Do the work of a transition. rclpy would swallow what it raises."""
+        try:
+            work()
+        except Exception as error:
+            self._problem = f'the node cannot be {done}: {error}'
+            self.get_logger().error(self._problem)
+            return FAILURE
+        self._problem = ''
+        self._lifecycle = target
+        return SUCCESS
+
+    def _configure(self) -> None:
+        values = self._values
+        if values.prompts_file:
+            self._store_prompts(PromptSet.from_yaml(values.prompts_file))
+        self._wait(self._worker.open(lambda: Segmenter.open(
+            values.bundle, backend=values.backend, engine=values.engine, device=values.device,
+            cache_dir=Path(values.cache_dir).expanduser() if values.cache_dir else None)),
+            f'checking the model {values.bundle}')
+
+    def _activate(self) -> None:
+        self._wait(self._worker.activate(), 'loading the model')
+        self._wait(self._worker.set_prompts(self._values.prompts), 'encoding the prompts')
+        try:
+            self._wait(self._worker.warm_up(), 'the first run')
+        except BlabbersegError as error:
+            # Each answer is checked again, and the reason may be gone by then.
+            self.get_logger().error(f'the first run of the model failed: {error}')
+
+    def _wait(self, future: 'Future[T]', what: str) -> T:
+        """Wait for the worker, with signs of life, until load_timeout_s.
+
+        Raises:
+            EngineError: the time is up.
+        """
+        started_s = time.monotonic()
+        while True:
+            try:
+                return future.result(PROGRESS_INTERVAL_S)
+            except FutureTimeoutError:
+                elapsed_s = time.monotonic() - started_s
+            if elapsed_s >= self._values.load_timeout_s:
+                future.cancel()
+                raise EngineError(
+                    f'{what} took longer than {elapsed_s:.0f} s; raise load_timeout_s or check '
+                    'the device')
+            self.get_logger().info(f'{what}: {elapsed_s:.0f} s so far')
+
+    def _autostart(self) -> None:
+        """Go towards active; after a failure try again, each time after a longer while."""
+        if not self._autostarting:
+            self._autostart_timer.cancel()
+            return
+        if time.monotonic() < self._next_try_s:
+            return
+        trigger = (self.trigger_configure if self._lifecycle == UNCONFIGURED
+                   else self.trigger_activate)
+        if trigger() != SUCCESS:
+            self.get_logger().warning(f'next try in {self._retry_s:.0f} s')
+            self._next_try_s = time.monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, RETRY_LAST_S)
+        self._autostarting = self._autostarting and not self.active
+
+    # Requests
+
+    def _on_heatmap(self, request: GetLandingHeatmap.Request,
+                    response: GetLandingHeatmap.Response) -> GetLandingHeatmap.Response:
+        image = request.image
+        header = self.result_header(image.header)
+        try:
+            heatmap = self._answer(request).heatmap
+            response.heatmap = to_message(heatmap.mask, 'mono8', header)
+            response.curr_threshold = float(heatmap.threshold)
+            response.success = bool(heatmap.success)
+            self._statistics.answered(heatmap, 'requests')
+            if heatmap.message:
+                self.get_logger().info(heatmap.message, throttle_duration_sec=5.0)
+        except Exception as error:  # a caller without an answer waits for ever
+            reason = _reason(error)
+            self._statistics.refused('requests', reason)
+            self.get_logger().warning(f'request refused: {reason}', throttle_duration_sec=1.0)
+            response.heatmap = black_mask(
+                image.width, image.height, header, self._values.max_megapixels)
+            response.curr_threshold = NOTHING_SAFE
+            response.success = False
+        self._final.publish(response.heatmap)
+        return response
+
+    def _answer(self, request: GetLandingHeatmap.Request) -> Segmented:
+        values = self._values
+        if not self.active:
+            raise EngineError(
+                f'the node is {self._lifecycle} and not active'
+                + (f' ({self._problem})' if self._problem else '; activate it first'))
+        fusion = FusionOptions(request.safety_threshold, request.blur_kernel_size,
+                               request.dynamic_threshold, values.min_threshold,
+                               values.on_failure)
+        prompts = None
+        if request.positive_prompts or request.negative_prompts:
+            prompts = PromptSet.from_wire(request.positive_prompts, request.negative_prompts,
+                                          request.prompt_engineering)
+        rgb = to_rgb(request.image, values.max_megapixels)
+        future = self._worker.segment(rgb, prompts, fusion, values.request_timeout_s)
+        return _result(future, values.request_timeout_s,
+                       f'no answer within {values.request_timeout_s:g} s; the device is too slow '
+                       'or busy')
+
+    def result_header(self, header: Header) -> Header:
+        """Return the header of a result: the image's own, with another stamp if so wanted."""
+        if self._values.stamp == 'capture':
+            return header
+        return Header(stamp=self.get_clock().now().to_msg(), frame_id=header.frame_id)
+
+    # Prompts: whatever is set last wins, by service or by parameter.
+
+    def _on_set_prompts(self, request: SetPrompts.Request,
+                        response: SetPrompts.Response) -> SetPrompts.Response:
+        try:
+            if not self.active:
+                raise EngineError(f'the node is {self._lifecycle}; activate it first, or set the '
+                                  'prompt parameters')
+            template = request.prompt_template or self._values.prompt_template
+            prompts = PromptSet(tuple(request.positive), tuple(request.negative), template)
+            change = _result(
+                self._submit_prompts(prompts), ENCODE_TIMEOUT_S,
+                f'the prompts were not encoded within {ENCODE_TIMEOUT_S:g} s and are not in use')
+        except Exception as error:  # as above
+            response.success = False
+            response.message = _reason(error)
+            self.get_logger().warning(f'prompts refused: {response.message}',
+                                      throttle_duration_sec=1.0)
+            return response
+        response.success = True
+        response.message = change.report.message
+        response.truncated = _given_texts(change)
+        response.encode_ms = float(change.report.encode_ms)
+        response.since = Time(nanoseconds=change.since_ns).to_msg()
+        return response
+
+    def _on_get_prompts(self, request: GetPrompts.Request,
+                        response: GetPrompts.Response) -> GetPrompts.Response:
+        change = self._worker.prompts
+        prompts = change.prompts if change is not None else self._values.prompts
+        response.positive = list(prompts.positive)
+        response.negative = list(prompts.negative)
+        response.prompt_template = prompts.template
+        if change is not None:
+            response.since = Time(nanoseconds=change.since_ns).to_msg()
+        return response
+
+    def _on_parameters(self, requested: list[Parameter]) -> SetParametersResult:
+        with self._values_lock:
+            previous = self._values
+            self._values, result = HEATMAP_TABLE.apply(
+                previous, requested, self._lifecycle == UNCONFIGURED)
+            if not result.successful:
+                self.get_logger().warning(f'parameter refused: {result.reason}',
+                                          throttle_duration_sec=1.0)
+                return result
+            mentioned = {item.name for item in requested} & PROMPT_NAMES
+            self._worker.min_period_s = self._values.min_period_s
+            if mentioned and self.active and not getattr(self._mirroring, 'now', False):
+                self._submit_prompts(self._values.prompts)
+        return result
+
+    def _submit_prompts(self, prompts: PromptSet) -> 'Future[PromptChange]':
+        future = self._worker.set_prompts(prompts)
+        future.add_done_callback(self._prompts_settled)
+        return future
+
+    def _prompts_settled(self, future: 'Future[PromptChange]') -> None:
+        """Let the parameters show what is in use, whether the change came about or not."""
+        if future.cancelled():
+            return
+        error = future.exception()
+        if isinstance(error, Withdrawn):
+            return
+        if error is not None:
+            self.get_logger().error(f'the prompts stay as they were: {error}')
+        else:
+            message = future.result().report.message
+            self.get_logger().info('new prompts are in use' + (f': {message}' if message else ''))
+        change = self._worker.prompts
+        if change is not None:
+            self._store_prompts(change.prompts)
+
+    def _store_prompts(self, prompts: PromptSet) -> None:
+        """Put prompts into the parameters without having them encoded once more."""
+        self._mirroring.now = True
+        try:
+            self.set_parameters_atomically([
+                Parameter('positive_prompts', value=list(prompts.positive)),
+                Parameter('negative_prompts', value=list(prompts.negative)),
+                Parameter('prompt_template', value=prompts.template)])
+        finally:
+            self._mirroring.now = False
+
+    # Diagnostics
+
+    def _publish_diagnostics(self) -> None:
+        failures = self._worker.failures
+        problem = self._problem or (
+            f'the last {failures} images could not be segmented: '
+            f'{self._statistics.last_failure}' if failures else '')
+        state = NodeState(
+            lifecycle=self._lifecycle, streaming=self._stream.running, problem=problem,
+            dropped_frames=self._worker.dropped_frames, retries=self._worker.retries,
+            waiting_requests=self._worker.waiting, prompts=self._prompts_in_use(),
+            model=self._model)
+        status = report(state, self._statistics, self.get_name())
+        self._diagnostics.publish(to_array(status, self.get_clock().now().to_msg()))
+
+    def _prompts_in_use(self) -> int:
+        change = self._worker.prompts
+        return len(change.prompts) if change is not None else 0
+
+    def _note_model(self, segmenter: Segmenter | None) -> None:
+        """Copy what the diagnostics show; only the worker may touch the segmenter."""
+        if segmenter is None:
+            self._model = ModelState()
+            return
+        counts = segmenter.run_counts
+        self._model = ModelState(
+            segmenter.bundle.manifest.name, segmenter.engine_name, segmenter.precision,
+            counts.image_encoder, counts.text_encoder, counts.decoder)
+
+
+def _result(future: 'Future[T]', timeout_s: float, too_late: str) -> T:
+    """Wait for the worker.
+
+    Raises:
+        EngineError: it took too long; the work is withdrawn unless it has begun.
+    """
+    try:
+        return future.result(timeout_s)
+    except FutureTimeoutError:
+        future.cancel()
+        raise EngineError(too_late) from None
+
+
+def _given_texts(change: PromptChange) -> list[str]:
+    """Return the prompts that were cut, as they were given, without the template."""
+    cut = {reading.text for reading in change.report.truncated}
+    prompts = change.prompts
+    given = prompts.negative + prompts.positive
+    return [prompt for prompt, text in zip(given, prompts.texts, strict=True) if text in cut]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BlabbersegError):
+        return str(error)
+    return f'internal error, please report it: {error!r}'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; return the exit code."""
+    ended = True
+
+    def close(node: Any) -> None:
+        nonlocal ended
+        ended = node.close()
+
+    code = run_node(HeatmapNode, arguments, THREADS, close)
+    if not ended:
+        # A thread that hangs in the engine would hold up, or crash, the interpreter's end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One thread that owns the model, and the order in which it works.
+
+Requests go first, in the order of their arrival. A change of prompts is encoded one prompt at a
+time, and the newest stream frame gets its turn in between, so that neither holds up the other.
+Nothing here knows ROS.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from blabberseg_ros.errors import EngineError, PromptError
+from blabberseg_ros.heatmap import FusionOptions, Heatmap
+from blabberseg_ros.nodes.keeper import ModelKeeper, SegmenterLike, in_parts
+from blabberseg_ros.prompts import PromptSet
+from blabberseg_ros.segmenter import PromptReport
+
+# Eight frames at 5 Hz are answered within 2 s; whoever comes then is better told at once.
+MAX_WAITING_REQUESTS = 8
+# Then one prompt of a waiting change is encoded, or busy clients would put it off for ever.
+REQUESTS_IN_A_ROW = 4
+WARM_UP_PX = 352
+
+T = TypeVar('T')
+
+
+class Withdrawn(EngineError):
+    """Work was not done because it has been replaced or the worker is not available."""
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """One finished image.
+
+    Attributes:
+        heatmap: the result.
+        rgb: uint8 [H, W, 3], the image that it belongs to.
+        prompts: the set that was used.
+    """
+
+    heatmap: Heatmap
+    rgb: np.ndarray
+    prompts: PromptSet
+
+
+@dataclass(frozen=True)
+class PromptChange:
+    """A prompt set that has come into use.
+
+    Attributes:
+        prompts: the set.
+        report: what the segmenter says about it, with the time that encoding took altogether.
+        since_ns: time of the change, on the worker's clock.
+    """
+
+    prompts: PromptSet
+    report: PromptReport
+    since_ns: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of the stream.
+
+    Attributes:
+        image: returns uint8 [H, W, 3], or None if the frame is no longer worth working on. Runs
+            on the worker's thread, so that frames which are never worked on cost nothing.
+        fusion: options for this frame.
+        with_probability: whether the probability is wanted beside the mask.
+        deliver: is given the answer, on the worker's thread.
+        fail: is given the reason when there is none.
+    """
+
+    image: Callable[[], np.ndarray | None]
+    fusion: FusionOptions
+    with_probability: bool
+    deliver: Callable[[Segmented], None]
+    fail: Callable[[Exception], None]
+
+
+@dataclass
+class _Request:
+    image: np.ndarray
+    prompts: PromptSet | None
+    fusion: FusionOptions
+    deadline_s: float
+    future: 'Future[Segmented]'
+
+
+@dataclass
+class _Encoding:
+    prompts: PromptSet
+    future: 'Future[PromptChange]'
+    steps: Iterator[PromptSet]
+    encode_ms: float = 0.0
+    encoded: int = 0
+
+
+class Worker:
+    """Run a segmenter on a thread of its own, and stay alive whatever happens to it.
+
+    Args:
+        warn: is given a sentence when something went wrong that no caller is told.
+        clock_ns: nanoseconds; marks when a prompt set came into use.
+        settled: is called on the worker's thread after each piece of work, with the segmenter.
+    """
+
+    def __init__(self, warn: Callable[[str], object], clock_ns: Callable[[], int] = time.time_ns,
+                 settled: Callable[[Any], None] = lambda segmenter: None) -> None:
+        """Start the thread."""
+        self._warn = warn
+        self._clock_ns = clock_ns
+        self._settled = settled
+        self._keeper = ModelKeeper(warn)
+        self._changed = threading.Condition()
+        self._control: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._requests: deque[_Request] = deque()
+        self._encoding: _Encoding | None = None
+        self._next_encoding: _Encoding | None = None
+        self._frame: Frame | None = None
+        self._frame_turn = False
+        self._requests_in_a_row = 0
+        self._frame_due_s = 0.0
+        self._stopping = False
+        self._prompts: PromptChange | None = None
+        self.min_period_s = 0.0  # from one stream frame to the next
+        self.dropped_frames = 0  # stream frames that a newer one replaced
+        self._thread = threading.Thread(target=self._run, name='segmenter', daemon=True)
+        self._thread.start()
+
+    @property
+    def prompts(self) -> PromptChange | None:
+        """Return the prompt set in use, or None before the first."""
+        return self._prompts
+
+    @property
+    def waiting(self) -> int:
+        """Return the number of requests that wait for their turn."""
+        return len(self._requests)
+
+    @property
+    def failures(self) -> int:
+        """Return how many images in a row could not be segmented for reasons of the model."""
+        return self._keeper.failures
+
+    @property
+    def retries(self) -> int:
+        """Return how many images were tried a second time."""
+        return self._keeper.retries
+
+    def open(self, opener: Callable[[], SegmenterLike]) -> 'Future[None]':
+        """Open a model, and close the one that was open. `opener` runs on the worker's thread."""
+        def work() -> None:
+            self._prompts = None
+            self._keeper.open(opener)
+
+        return self._submit(work)
+
+    def activate(self) -> 'Future[None]':
+        """Load the open model onto its device."""
+        return self._submit(self._keeper.activate)
+
+    def warm_up(self) -> 'Future[Segmented]':
+        """Run once, so that the first request finds everything allocated."""
+        grey = np.full((WARM_UP_PX, WARM_UP_PX, 3), 128, np.uint8)
+        return self._submit(lambda: self._segment(grey, None, FusionOptions()))
+
+    def deactivate(self) -> 'Future[None]':
+        """Free the device; what waits is refused."""
+        def work() -> None:
+            self._refuse_waiting('the node is being deactivated')
+            self._keeper.deactivate()
+
+        return self._submit(work)
+
+    def close(self) -> 'Future[None]':
+        """Let go of the model."""
+        return self._submit(self._close)
+
+    def segment(self, image: np.ndarray, prompts: PromptSet | None, fusion: FusionOptions,
+                timeout_s: float) -> 'Future[Segmented]':
+        """Ask for one image, before any stream frame.
+
+        Args:
+            image: uint8 [H, W, 3].
+            prompts: None for the set in use when its turn comes.
+            fusion: how probabilities become a mask.
+            timeout_s: when it is over nobody waits any longer, and the work is broken off.
+
+        Raises:
+            EngineError: too many requests wait already.
+        """
+        request = _Request(image, prompts, fusion, time.monotonic() + timeout_s, Future())
+        with self._changed:
+            if len(self._requests) >= MAX_WAITING_REQUESTS:
+                raise EngineError(
+                    f'{len(self._requests)} requests wait already, so this one was not taken; '
+                    'ask less often, or run the node on a faster device')
+            if self._stopping:
+                raise EngineError('the node is shutting down')
+            self._requests.append(request)
+            self._changed.notify()
+        return request.future
+
+    def offer(self, frame: Frame) -> None:
+        """Offer a stream frame. An older one that waits is dropped and counted."""
+        with self._changed:
+            self.dropped_frames += self._frame is not None
+            self._frame = frame
+            self._changed.notify()
+
+    def set_prompts(self, prompts: PromptSet) -> 'Future[PromptChange]':
+        """Encode a prompt set and then put it into use; until then the old one serves.
+
+        The set being encoded is finished. One that waits behind it is superseded by a newer one
+        and its future raises Withdrawn.
+        """
+        encoding = _Encoding(prompts, Future(), in_parts(prompts, 1))
+        with self._changed:
+            superseded, self._next_encoding = self._next_encoding, encoding
+            self._changed.notify()
+        if superseded is not None:
+            _fail(superseded.future, Withdrawn(
+                'these prompts were not put into use, because a later change replaced them while '
+                'they waited'))
+        return encoding.future
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread.
+
+        Args:
+            timeout_s: how long to wait for the work in progress.
+
+        Returns:
+            Whether the thread has ended.
+        """
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._refuse_waiting('the node is shutting down')
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _submit(self, work: Callable[[], T]) -> 'Future[T]':
+        future: Future[T] = Future()
+        with self._changed:
+            self._control.append((work, future))
+            self._changed.notify()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            step = self._next_step()
+            if step is None:
+                break
+            # Each step answers its own caller; what gets here is a bug, and must not end the
+            # thread on which every answer depends.
+            try:
+                step()
+                self._settled(self._keeper.segmenter)
+            except Exception as error:
+                self._warn(f'internal error in the worker, work goes on: {error!r}')
+            # Else the last step, and with it an image, would live until the next one.
+            del step
+        self._refuse_waiting('the node is shutting down')
+        try:
+            self._close()
+        except Exception as error:
+            self._warn(f'the model did not close cleanly: {error!r}')
+
+    def _next_step(self) -> Callable[[], None] | None:
+        """Wait for work; return None when the thread shall end."""
+        with self._changed:
+            while not self._stopping:
+                if self._control:
+                    work, control_future = self._control.popleft()
+                    return lambda: _answer(control_future, work)
+                if self._encoding is None:
+                    self._encoding, self._next_encoding = self._next_encoding, None
+                starving = (self._encoding is not None
+                            and self._requests_in_a_row >= REQUESTS_IN_A_ROW)
+                if self._requests and not starving:
+                    request = self._requests.popleft()
+                    self._requests_in_a_row += 1
+                    return lambda: self._run_request(request)
+                self._requests_in_a_row = 0
+                frame_in_s = self._frame_due_s - time.monotonic() if self._frame else None
+                frame_due = frame_in_s is not None and frame_in_s <= 0
+                if self._encoding is not None and (
+                        starving or not (frame_due and self._frame_turn)):
+                    encoding, self._frame_turn = self._encoding, True
+                    return lambda: self._encode_step(encoding)
+                if frame_due and self._frame is not None:
+                    frame, self._frame, self._frame_turn = self._frame, None, False
+                    self._frame_due_s = time.monotonic() + self.min_period_s
+                    return lambda: self._run_frame(frame)
+                self._changed.wait(frame_in_s)
+            return None
+
+    def _run_request(self, request: _Request) -> None:
+        _answer(request.future, lambda: self._segment(
+            request.image, request.prompts, request.fusion, deadline_s=request.deadline_s))
+
+    def _run_frame(self, frame: Frame) -> None:
+        try:
+            image = frame.image()
+            if image is not None:
+                frame.deliver(self._segment(
+                    image, None, frame.fusion, with_probability=frame.with_probability))
+        except Exception as error:
+            frame.fail(error)
+
+    def _encode_step(self, encoding: _Encoding) -> None:
+        """Encode one more prompt of a set; after the last one the set comes into use."""
+        try:
+            part = next(encoding.steps, None)
+            report = self._keeper.encode(part or encoding.prompts)
+            encoding.encode_ms += report.encode_ms
+            encoding.encoded += report.encoded
+            if part is not None:
+                return
+            report = replace(report, encoded=encoding.encoded, encode_ms=encoding.encode_ms)
+            change = PromptChange(encoding.prompts, report, self._clock_ns())
+        except Exception as error:
+            self._encoding = None
+            _fail(encoding.future, error)
+            return
+        self._encoding = None
+        self._prompts = change
+        if encoding.future.set_running_or_notify_cancel():
+            encoding.future.set_result(change)
+
+    def _segment(self, image: np.ndarray, prompts: PromptSet | None, fusion: FusionOptions, *,
+                 with_probability: bool = False, deadline_s: float = float('inf')) -> Segmented:
+        if prompts is None:
+            if self._prompts is None:
+                raise PromptError(
+                    'the node has no prompts yet; wait until it is active, or send prompts')
+            prompts = self._prompts.prompts
+        heatmap = self._keeper.segment(
+            image, prompts, fusion, with_probability=with_probability,
+            cancelled=lambda: self._stopping or time.monotonic() > deadline_s)
+        return Segmented(heatmap, image, prompts)
+
+    def _close(self) -> None:
+        self._prompts = None
+        self._keeper.close()
+
+    def _refuse_waiting(self, reason: str) -> None:
+        with self._changed:
+            waiting: list[Future[Any]] = [request.future for request in self._requests]
+            waiting += [encoding.future for encoding in (self._encoding, self._next_encoding)
+                        if encoding is not None]
+            if self._stopping:
+                waiting += [future for _, future in self._control]
+                self._control.clear()
+            self._requests.clear()
+            self._encoding = self._next_encoding = self._frame = None
+        for future in waiting:
+            _fail(future, Withdrawn(f'not answered, because {reason}'))
+
+
+def _answer(future: 'Future[T]', work: Callable[[], T]) -> None:
+    """Run work for a future, unless its caller has given up."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = work()
+    except Exception as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def _fail(future: 'Future[Any]', error: Exception) -> None:
+    """Give a future an exception, unless it has been given up or answered already."""
+    if not future.done() and future.set_running_or_notify_cancel():
+        future.set_exception(error)

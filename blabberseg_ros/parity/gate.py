@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parity gate: an engine is used only if it answers as the network in fp32 does.
+
+Exports, compilers and half precision fail in ways that no error message tells: prompts in another
+order, a plain GELU, a lost position embedding. So each engine segments two fixed frames for
+DOVESEI's thirteen prompts before it is trusted, and is compared with torch in fp32 on the CPU, or,
+where torch is not installed, with ONNX Runtime in fp32 on the CPU, which the test suite holds to
+torch. A pass is remembered for the same model, engine, libraries and GPU.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from blabberseg_ros.backends.base import Backend, Query
+from blabberseg_ros.bundle import Bundle, Manifest
+from blabberseg_ros.engines.base import EngineKind
+from blabberseg_ros.errors import NotFiniteError, ParityError
+from blabberseg_ros.heatmap import (
+    FusionOptions,
+    apply_threshold,
+    blur_and_resize,
+    find_threshold,
+    positive_probability,
+)
+from blabberseg_ros.parity import reference as torch_reference
+from blabberseg_ros.parity.frames import gate_frames
+from blabberseg_ros.parity.metrics import (
+    AREA_FRACTIONS,
+    FLIP_MARGIN,
+    centred_cosines,
+    check_threshold,
+    difference,
+)
+from blabberseg_ros.parity.report import FrameFigures, Outcome, ParityReport
+from blabberseg_ros.parity.store import ParityStore, identity_of
+from blabberseg_ros.prompts import PromptSet, default_prompts
+
+_LOG = logging.getLogger(__name__)
+COSINE_REQUIRED = {'fp32': 0.9999, 'tf32': 0.999, 'fp16': 0.999, 'bf16': 0.999}
+IOU_REQUIRED = 0.99
+FRACTIONS_REQUIRED = 3
+# What a bundle made by `random_clipseg` says of its source. Its masks are noise, whose borders
+# are everywhere, so their IoU is only reported.
+RANDOM_WEIGHTS = 'random weights'
+_CPU_RUNTIME = 'onnxruntime-cpu'
+
+
+def admit(backend: Backend, store: ParityStore | None = None) -> ParityReport | None:
+    """Let an engine pass that gives the reference's answers.
+
+    Args:
+        backend: active.
+        store: of earlier passes; the user's if None.
+
+    Returns:
+        The report, from now or from an earlier pass; None if the engine is itself a reference,
+        or if nothing is installed to compare it with (which is logged).
+
+    Raises:
+        ParityError: the engine does not pass; the message holds the figures.
+        EngineError: the engine, or the reference, fails.
+    """
+    if _is_reference(backend.kind):
+        return None
+    kind = reference_kind(backend.bundle)
+    if kind is None:
+        _LOG.warning(
+            'Neither torch nor onnxruntime is installed, so the answers of %s could not be '
+            'compared with anything. Install one of them, once, to have them checked',
+            backend.kind.name)
+        return None
+    store = store if store is not None else ParityStore()
+    identity = identity_of(backend, kind.name)
+    known = store.load(identity)
+    if known is not None:
+        return known
+    _LOG.info('Comparing %s with %s; this is done once', backend.kind.name, kind.name)
+    reference = type(backend)(backend.bundle, kind)
+    reference.activate()
+    try:
+        report = check_parity(reference, backend)
+    finally:
+        reference.deactivate()
+    if not report.passed:
+        raise ParityError(f'the engine is refused, its answers are not those of the network '
+                          f'({report.summary()}). Use another engine or fp32, and report this')
+    _LOG.info('%s', report.summary())
+    store.save(identity, report)
+    return report
+
+
+def reference_kind(bundle: Bundle) -> EngineKind | None:
+    """Return the engine to compare with: torch on the CPU, else ONNX Runtime on the CPU.
+
+    Returns:
+        None if neither can run the bundle here.
+    """
+    from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
+
+    if bundle.manifest.family == 'clipseg' and torch_reference.TorchCpu().probe().ok:
+        return torch_reference.TorchCpu()
+    if bundle.manifest.graphs and OnnxRuntimeCpu().probe().ok:
+        return OnnxRuntimeCpu()
+    return None
+
+
+def check_parity(reference: Backend, tested: Backend, *,
+                 frames: Sequence[np.ndarray] | None = None,
+                 prompts: PromptSet | None = None) -> ParityReport:
+    """Compare two engines on the same model.
+
+    Args:
+        reference: active, in fp32.
+        tested: active.
+        frames: uint8 [H, W, 3], RGB; those of the gate if None.
+        prompts: DOVESEI's if None.
+
+    Raises:
+        EngineError: an engine fails. NaN from the tested one is a FAIL, not an error.
+    """
+    started = time.perf_counter()
+    frames = gate_frames() if frames is None else frames
+    prompts = prompts or default_prompts()
+    try:
+        codes = (reference.encode_prompts(prompts.texts), tested.encode_prompts(prompts.texts))
+        figures = tuple(
+            compare_frame(reference, tested, image, prompts, codes, str(index))
+            for index, image in enumerate(frames))
+    except NotFiniteError:
+        figures = (_not_finite(),)
+    cosine_required = COSINE_REQUIRED.get(tested.precision, COSINE_REQUIRED['fp16'])
+    iou_required = IOU_REQUIRED if has_trained_weights(tested.bundle.manifest) else None
+    outcome, reasons = judge(figures, cosine_required, iou_required)
+    return ParityReport(
+        outcome, reasons, tested.kind.name, tested.precision, reference.kind.name, len(prompts),
+        cosine_required, iou_required, figures, round(time.perf_counter() - started, 3))
+
+
+def compare_frame(reference: Backend, tested: Backend, image: np.ndarray, prompts: PromptSet,
+                  codes: tuple[Any, Any], name: str) -> FrameFigures:
+    """Compare two engines on one frame, stage by stage as far as each engine shows them.
+
+    The reference's probability is computed from its logits by the NumPy rules in `heatmap`, so
+    that a mistake in an engine's own fusion shows.
+
+    Args:
+        reference: active.
+        tested: active.
+        image: uint8 [H, W, 3], RGB.
+        prompts: what is safe and what is not.
+        codes: of the prompts, by the reference and by the tested engine.
+        name: of the frame.
+
+    Raises:
+        EngineError: an engine fails.
+    """
+    fusion, size = FusionOptions(), (image.shape[0], image.shape[1])
+    wanted = reference.to_host(reference.decode(reference.encode_image(image), codes[0]))
+    code = tested.encode_image(image)
+    answer = tested.answer(code, codes[1], Query(prompts.is_positive, fusion, size))
+    got = tested.to_host(tested.decode(code, codes[1]))
+    cosines = centred_cosines(wanted, got)
+    if answer.probability is None or not (answer.finite and np.isfinite(cosines).all()):
+        raise NotFiniteError(f'{tested.kind.name} answered NaN or infinity')
+    expected = blur_and_resize(
+        positive_probability(wanted, np.array(prompts.is_positive)), fusion.blur_kernel_size,
+        *size)
+    apart = difference(expected, answer.probability)
+    own = find_threshold(answer.probability, fusion)
+    mask = apply_threshold(answer.probability, own, fusion.on_failure)
+    return FrameFigures(
+        name, float(cosines.min()), apart.max, apart.p99, apart.mean,
+        tuple(check_threshold(expected, answer.probability, fraction)
+              for fraction in AREA_FRACTIONS),
+        answer.threshold.value, answer.threshold.value - find_threshold(expected, fusion).value,
+        int(np.count_nonzero(mask != answer.mask)))
+
+
+def judge(frames: Sequence[FrameFigures], cosine_required: float,
+          iou_required: float | None) -> tuple[Outcome, tuple[str, ...]]:
+    """Return the outcome and, if it is not a pass, why.
+
+    Three area fractions have to be decidable, each on one frame at least: an engine is not passed
+    on masks that any engine would have given.
+    """
+    reasons = []
+    for frame in frames:
+        where = f'frame {frame.frame}'
+        if not np.isfinite(frame.cosine):
+            reasons.append(f'{where}: the answer holds NaN or infinity')
+            continue
+        if frame.cosine < cosine_required:
+            reasons.append(f'{where}: cosine of the logits {frame.cosine:.6f} is below '
+                           f'{cosine_required:g}')
+        if frame.mask_errors:
+            reasons.append(f'{where}: {frame.mask_errors} pixels of the mask do not follow from '
+                           'its probability')
+        for check in frame.checks:
+            if check.decidable and check.flips:
+                reasons.append(f'{where}: {check.flips} pixels more than {FLIP_MARGIN} from the '
+                               f'threshold {check.threshold:.3f} changed sides')
+            if check.decidable and iou_required is not None and check.iou < iou_required:
+                reasons.append(f'{where}: mask IoU {check.iou:.4f} at threshold '
+                               f'{check.threshold:.3f} is below {iou_required:g}')
+    if reasons:
+        return Outcome.FAIL, tuple(reasons)
+    decided = {check.fraction for frame in frames for check in frame.checks if check.decidable}
+    if len(decided) < FRACTIONS_REQUIRED:
+        return Outcome.UNDECIDABLE, (
+            f'at {len(decided)} of {len(AREA_FRACTIONS)} area fractions a reference mask covers '
+            f'between 5 % and 95 % of a frame, and {FRACTIONS_REQUIRED} are needed; the other '
+            'masks decide nothing',)
+    return Outcome.PASS, ()
+
+
+def has_trained_weights(manifest: Manifest) -> bool:
+    """Return whether a bundle's weights are more than random numbers."""
+    return not manifest.source.lower().startswith(RANDOM_WEIGHTS)
+
+
+def _is_reference(kind: EngineKind) -> bool:
+    return kind.name in (torch_reference.NAME, _CPU_RUNTIME) and (
+        getattr(kind, 'precision', 'fp32') == 'fp32')
+
+
+def _not_finite() -> FrameFigures:
+    nan = float('nan')
+    return FrameFigures('0', nan, nan, nan, nan, (), nan, nan, 0)

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image and a prompt set in, a landing heatmap out. The one public entry of the core."""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from blabberseg_ros.backends.base import (
+    Backend,
+    ImageCode,
+    PromptCode,
+    PromptReading,
+    Query,
+    RunCounts,
+    never,
+)
+from blabberseg_ros.backends.registry import backend_class
+from blabberseg_ros.bundle import Bundle, find_bundle, load_bundle, user_cache_folder
+from blabberseg_ros.engines.choose import AUTO, usable_engines
+from blabberseg_ros.errors import BundleError, EngineError, ImageError, NotFiniteError
+from blabberseg_ros.heatmap import CacheHits, FusionOptions, Heatmap, Timings
+from blabberseg_ros.parity.gate import admit
+from blabberseg_ros.prompt_store import PromptStore
+from blabberseg_ros.prompts import PromptSet
+
+_LOG = logging.getLogger(__name__)
+MAX_PIXELS = 64_000_000
+IMAGE_CACHE_SIZE = 4
+PROMPT_CACHE_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class PromptReport:
+    """What encoding a prompt set took and how it was understood.
+
+    Attributes:
+        encoded: number of prompts that the text tower encoded.
+        cached: number of prompts that were known already.
+        truncated: readings of the prompts that were too long.
+        unseen_words: words that the model was never trained on.
+        encode_ms: wall-clock time in milliseconds.
+    """
+
+    encoded: int
+    cached: int
+    truncated: tuple[PromptReading, ...]
+    unseen_words: tuple[str, ...]
+    encode_ms: float
+
+    @property
+    def message(self) -> str:
+        """Return what a user should know, or an empty text."""
+        parts = [describe_truncation(reading) for reading in self.truncated]
+        if self.unseen_words:
+            parts.append('the model was never trained on: ' + ', '.join(self.unseen_words))
+        return '; '.join(parts)
+
+
+@dataclass(frozen=True)
+class _KnownPrompt:
+    reading: PromptReading
+    code: PromptCode
+
+
+@dataclass(frozen=True)
+class _KnownImage:
+    pixels: np.ndarray
+    code: ImageCode
+
+
+class Segmenter:
+    """Landing heatmaps from one model on one engine, with its caches.
+
+    Not thread-safe: one thread uses it.
+
+    Attributes:
+        bundle: the model.
+        backend: what runs it.
+    """
+
+    def __init__(self, backend: Backend, *, cache_dir: Path | None = None,
+                 others: Sequence[Backend] = (),
+                 check: Callable[[Backend], object] | None = None) -> None:
+        """Wrap a back-end.
+
+        Args:
+            backend: not active yet.
+            cache_dir: where prompt codes are kept; None keeps them in memory only.
+            others: to use instead, in this order, if it cannot be activated.
+            check: called with each back-end that was activated; raises EngineError if its
+                answers cannot be trusted.
+        """
+        self.backend = backend
+        self._others = list(others)
+        self._check = check
+        self._images: list[_KnownImage] = []
+        self._prompts: OrderedDict[str, _KnownPrompt] = OrderedDict()
+        self._store = (PromptStore(cache_dir, backend.bundle.fingerprint)
+                       if cache_dir is not None else None)
+
+    @classmethod
+    def open(cls, bundle: str | Path, *, backend: str = AUTO, engine: str = AUTO,
+             device: str = AUTO, cache_dir: Path | None = None,
+             check_parity: bool = True) -> 'Segmenter':
+        """Find a bundle and the engines for it; nothing is loaded before `activate`.
+
+        Args:
+            bundle: folder, or name of an installed bundle.
+            backend: the family that is expected, or `auto` for the bundle's own.
+            engine: name of an engine, or `auto` for the fastest.
+            device: `cpu`, `cuda` or `auto`.
+            cache_dir: where prompt codes are kept; None means the user's cache folder.
+            check_parity: compare an engine with the reference before it is used for the first
+                time (see `parity.gate`).
+
+        Raises:
+            BundleError: there is no such bundle, it is damaged or of another family.
+            EngineError: the engine cannot be used here.
+        """
+        loaded = load_bundle(find_bundle(bundle))
+        family = loaded.manifest.family
+        if backend not in (AUTO, family):
+            raise BundleError(
+                f'the bundle {loaded.folder} is of the family {family!r}, and the back-end '
+                f'{backend!r} was asked for; leave backend at auto or choose another bundle')
+        made = [backend_class(family)(loaded, kind) for kind in usable_engines(engine, device)]
+        return cls(made[0], others=made[1:], check=admit if check_parity else None,
+                   cache_dir=user_cache_folder() if cache_dir is None else cache_dir)
+
+    @property
+    def bundle(self) -> Bundle:
+        """Return the model."""
+        return self.backend.bundle
+
+    @property
+    def engine_name(self) -> str:
+        """Return the name of the engine in use."""
+        return self.backend.kind.name
+
+    @property
+    def precision(self) -> str:
+        """Return the precision of the image path."""
+        return self.backend.precision
+
+    @property
+    def run_counts(self) -> RunCounts:
+        """Return how often the networks have run."""
+        return self.backend.run_counts
+
+    def activate(self) -> None:
+        """Load the model on the first engine that takes it and gives its answers.
+
+        Raises:
+            EngineError: no engine does; the message is about the last one.
+        """
+        while True:
+            try:
+                self.backend.activate()
+                if self._check is not None:
+                    self._check(self.backend)
+                return
+            except EngineError as error:
+                self.backend.deactivate()
+                if not self._others:
+                    raise
+                _LOG.warning('The engine %s is not used: %s. Trying %s', self.engine_name, error,
+                             self._others[0].kind.name)
+                self.backend = self._others.pop(0)
+
+    def deactivate(self) -> None:
+        """Free the model and forget the images; the prompts stay known."""
+        self._images.clear()
+        self.backend.deactivate()
+
+    def __enter__(self) -> 'Segmenter':
+        """Load the model."""
+        self.activate()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """Free the model."""
+        self.deactivate()
+
+    def forget(self) -> None:
+        """Empty the caches in memory, for example to free them after an out-of-memory error."""
+        self._images.clear()
+        self._prompts.clear()
+
+    def encode(self, prompts: PromptSet) -> PromptReport:
+        """Make the codes of a prompt set known, so that frames need not wait for them.
+
+        Raises:
+            PromptError: a prompt cannot be used.
+            EngineError: the text tower fails.
+        """
+        started = time.perf_counter()
+        texts = list(dict.fromkeys(prompts.texts))
+        missing = [text for text in texts if text not in self._prompts and not self._recall(text)]
+        if missing:
+            # Read first: a prompt that is refused costs no run.
+            readings = [self.backend.read_prompt(text) for text in missing]
+            codes = self.backend.encode_prompts(missing)
+            for text, reading, code in zip(missing, readings, codes, strict=True):
+                self._remember(text, _KnownPrompt(reading, code))
+                if self._store is not None:
+                    self._store.save(text, code)
+        readings = [self._known(text).reading for text in texts]
+        self._trim()
+        return PromptReport(
+            encoded=len(missing),
+            cached=len(texts) - len(missing),
+            truncated=tuple(reading for reading in readings if reading.truncated_at is not None),
+            unseen_words=_unique(word for reading in readings for word in reading.unseen_words),
+            encode_ms=_ms_since(started))
+
+    def segment(self, image: np.ndarray, prompts: PromptSet,
+                fusion: FusionOptions | None = None, *,
+                with_probability: bool = True,
+                cancelled: Callable[[], bool] = never) -> Heatmap:
+        """Answer where it is safe to land.
+
+        Args:
+            image: uint8 [H, W, 3], RGB, of any size; it is stretched to the model's square.
+            prompts: what is safe and what is not.
+            fusion: threshold, blur and failure rules; DOVESEI's defaults if None.
+            with_probability: False leaves the probability on the device, where that saves a copy.
+            cancelled: looked at between pieces of work; True ends it.
+
+        Returns:
+            The heatmap at the image's size.
+
+        Raises:
+            ImageError: the image cannot be used.
+            PromptError: a prompt cannot be used.
+            EngineError: the network fails or answers NaN.
+            Cancelled: `cancelled` answered True.
+        """
+        fusion = fusion or FusionOptions()
+        check_image(image)
+        started = time.perf_counter()
+        report = self.encode(prompts)
+        encoded = time.perf_counter()
+        image_code, image_was_known = self._encode_image(image)
+        seen = time.perf_counter()
+        codes = [self._known(text).code for text in prompts.texts]
+        answer = self.backend.answer(image_code, codes, Query(
+            prompts.is_positive, fusion, image.shape[:2], with_probability, cancelled))
+        if not answer.finite:
+            self._images.clear()  # the image code may hold the NaN
+            raise NotFiniteError(
+                'the network answered NaN or infinity for this frame, so nothing in it can be '
+                'trusted; try again, or use fp32')
+        return Heatmap(
+            mask=answer.mask, probability=answer.probability, threshold=answer.threshold.value,
+            success=answer.threshold.success,
+            message=_message(report, answer.threshold.success, fusion),
+            timings=Timings(
+                encode_text_ms=(encoded - started) * 1e3, encode_image_ms=(seen - encoded) * 1e3,
+                decode_ms=answer.decode_ms, fuse_ms=answer.fuse_ms,
+                threshold_ms=answer.threshold_ms, total_ms=_ms_since(started)),
+            cache_hits=CacheHits(image_was_known, report.cached, report.encoded))
+
+    def _encode_image(self, image: np.ndarray) -> tuple[ImageCode, bool]:
+        """Return the image's code and whether it was known.
+
+        Frames are recognised by comparing bytes, the first row first: hashing 640x480 pixels
+        costs 0.6 ms, comparing them 0.07 ms, and most frames differ in the first row.
+        """
+        for index, known in enumerate(self._images):
+            if (known.pixels.shape == image.shape
+                    and np.array_equal(known.pixels[0], image[0])
+                    and np.array_equal(known.pixels, image)):
+                self._images.insert(0, self._images.pop(index))
+                return known.code, True
+        code = self.backend.encode_image(image)
+        self._images.insert(0, _KnownImage(self._keep(image), code))
+        return code, False
+
+    def _keep(self, image: np.ndarray) -> np.ndarray:
+        """Copy an image, since the caller's buffer may be reused for the next frame.
+
+        The oldest frame's memory is taken when it fits: fresh pages cost more than the copy.
+        """
+        if len(self._images) >= IMAGE_CACHE_SIZE:
+            oldest = self._images.pop().pixels
+            if oldest.shape == image.shape:
+                np.copyto(oldest, image)
+                return oldest
+        return image.copy()
+
+    def _recall(self, text: str) -> bool:
+        """Take a prompt from the disk into memory; return whether it was there."""
+        code = self._store.load(text) if self._store is not None else None
+        if code is None:
+            return False
+        self._remember(text, _KnownPrompt(self.backend.read_prompt(text), code))
+        return True
+
+    def _remember(self, text: str, known: _KnownPrompt) -> None:
+        self._prompts[text] = known
+
+    def _known(self, text: str) -> _KnownPrompt:
+        self._prompts.move_to_end(text)
+        return self._prompts[text]
+
+    def _trim(self) -> None:
+        """Drop the prompts that were used longest ago."""
+        while len(self._prompts) > PROMPT_CACHE_SIZE:
+            self._prompts.popitem(last=False)
+
+
+def check_image(image: np.ndarray) -> None:
+    """Refuse what is not an image.
+
+    Raises:
+        ImageError: wrong shape, type or size.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ImageError(
+            f'the image is {image.dtype} {list(image.shape)}; uint8 [height, width, 3] in RGB '
+            'order is needed')
+    height, width = image.shape[:2]
+    if height * width == 0:
+        raise ImageError(f'the image is empty ({width}x{height} pixels)')
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f'the image has {width}x{height} pixels; at most {MAX_PIXELS // 1_000_000} million '
+            'are taken. Make it smaller at the camera')
+
+
+def describe_truncation(reading: PromptReading) -> str:
+    """Return which prompt was cut, where, and what was read."""
+    return (f'the prompt {reading.text[:60]!r} is too long for the model and was cut at character '
+            f'{reading.truncated_at}, after {reading.kept[-30:]!r}')
+
+
+def _message(report: PromptReport, success: bool, fusion: FusionOptions) -> str:
+    parts = [report.message] if report.message else []
+    if not success:
+        floor = f' above {fusion.min_threshold:g}' if fusion.min_threshold > 0 else ''
+        parts.append(
+            f'no threshold{floor} makes {fusion.dynamic_threshold:.0%} of the image safe')
+    return '; '.join(parts)
+
+
+def _unique(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3

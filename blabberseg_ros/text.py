@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts to CLIP's token ids, exactly as open_clip does it.
+
+The text is cleaned here, then split and merged by the bundle's `tokenizer.json`. CLIP's
+tokenizer: byte-level BPE, lower case, a mark at each word's end (Radford et al., 2021).
+"""
+
+import gzip
+import html
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import ftfy
+import numpy as np
+from tokenizers import Tokenizer as BpeTokenizer
+
+from blabberseg_ros.atomic import write_text
+from blabberseg_ros.errors import BundleError, PromptError
+
+CONTEXT_LENGTH = 77
+START_ID, END_ID = 49406, 49407
+START, END = '<start_of_text>', '<end_of_text>'
+_WORD_END = '</w>'
+# Words as open_clip finds them, without its control strings, which are refused before. It ignores
+# case, and a long s folds to an s.
+_CONTRACTIONS = r"<\x{17f}tart_of_text>|'[s\x{17f}]|'t|'re|'ve|'m|'ll|'d"
+
+
+def clean_text(text: str) -> str:
+    """Return the text as CLIP wants it: repaired, unescaped, single spaces, lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return ' '.join(text.split()).lower()
+
+
+def words_of(cleaned: str) -> list[str]:
+    """Return the words of a cleaned text, runs of letters or digits, in order."""
+    return re.findall(r'[^\W_]+', cleaned)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt as CLIP reads it.
+
+    Attributes:
+        ids: int32 [77]: start, text, end, then zeros.
+        truncated_at: character of the cleaned text where it was cut, None if it was not.
+        kept: the part of the cleaned text that CLIP reads.
+    """
+
+    ids: np.ndarray
+    truncated_at: int | None
+    kept: str
+
+
+class Tokenizer:
+    """CLIP's tokenizer."""
+
+    def __init__(self, bpe: BpeTokenizer) -> None:
+        """Wrap a loaded tokenizer; see `from_file`."""
+        self._bpe = bpe
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> 'Tokenizer':
+        """Read a bundle's `tokenizer.json`.
+
+        Raises:
+            BundleError: it is missing, damaged or not CLIP's.
+        """
+        try:
+            bpe = BpeTokenizer.from_file(str(path))
+        # The Rust library raises bare Exceptions.
+        except Exception as error:
+            raise BundleError(f'the tokenizer {path} cannot be read: {error}. Copy the bundle '
+                              'again or import it again') from error
+        if (bpe.token_to_id(START), bpe.token_to_id(END)) != (START_ID, END_ID):
+            raise BundleError(f"{path} is not CLIP's tokenizer; import the bundle again")
+        return cls(bpe)
+
+    def encode(self, text: str) -> Tokens:
+        """Turn one prompt into token ids; one that is too long is cut and keeps its end token.
+
+        Raises:
+            PromptError: the prompt contains a control string.
+        """
+        cleaned = clean_text(text)
+        for control in (START, END):
+            if control in cleaned:
+                raise PromptError(
+                    f'the prompt {text!r} contains {control}, which CLIP reads as a control token '
+                    'and not as words; remove it')
+        encoding = self._bpe.encode(cleaned, add_special_tokens=False)
+        body = encoding.ids
+        room = CONTEXT_LENGTH - 2
+        truncated_at = encoding.offsets[room][0] if len(body) > room else None
+        ids = np.zeros(CONTEXT_LENGTH, np.int32)
+        sentence = [START_ID, *body[:room], END_ID]
+        ids[:len(sentence)] = sentence
+        return Tokens(ids, truncated_at, cleaned[:truncated_at])
+
+
+def write_tokenizer_json(merges_path: str | Path, path: str | Path) -> None:
+    """Build a bundle's `tokenizer.json` from CLIP's merges file. Needs no network.
+
+    Args:
+        merges_path: `bpe_simple_vocab_16e6.txt.gz`, as open_clip installs it.
+        path: file to write.
+
+    Raises:
+        BundleError: the merges file is missing or is not CLIP's.
+    """
+    try:
+        with gzip.open(merges_path, 'rt', encoding='utf-8') as stream:
+            lines = stream.read().split('\n')
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise BundleError(f'the merges file {merges_path} cannot be read: {error}. It comes with '
+                          'open_clip_torch') from error
+    alphabet = _byte_alphabet()
+    symbols = alphabet + [symbol + _WORD_END for symbol in alphabet]
+    # The first line is a comment; CLIP uses as many merges as its vocabulary has room for.
+    merges = [tuple(line.split()) for line in lines[1:START_ID - len(symbols) + 1]]
+    if len(merges) != START_ID - len(symbols) or any(len(pair) != 2 for pair in merges):
+        raise BundleError(f"{merges_path} is not CLIP's merges file")
+    tokens = symbols + [''.join(pair) for pair in merges] + [START, END]
+    content = {
+        'version': '1.0',
+        'truncation': None,
+        'padding': None,
+        'added_tokens': [
+            {'id': token_id, 'content': token, 'single_word': False, 'lstrip': False,
+             'rstrip': False, 'normalized': False, 'special': True}
+            for token, token_id in ((START, START_ID), (END, END_ID))],
+        'normalizer': None,
+        'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [
+            {'type': 'Split', 'pattern': {'Regex': _word_pattern()}, 'behavior': 'Removed',
+             'invert': True},
+            {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': False,
+             'use_regex': False}]},
+        'post_processor': None,
+        'decoder': None,
+        'model': {
+            'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': '',
+            'end_of_word_suffix': _WORD_END, 'fuse_unk': False, 'byte_fallback': False,
+            'ignore_merges': False,
+            'vocab': {token: token_id for token_id, token in enumerate(tokens)},
+            'merges': [' '.join(pair) for pair in merges]},
+    }
+    write_text(Path(path), json.dumps(content, ensure_ascii=False, separators=(',', ':')))
+
+
+def _word_pattern() -> str:
+    """Return the pattern of a word with each class of characters spelt out as ranges.
+
+    What counts as a letter depends on the Unicode version of the regex library and, with its
+    ignored case, on its folding. Taken from the library that open_clip uses, and written down,
+    the answer no longer depends on the one inside `tokenizers`.
+    """
+    import regex
+
+    every = ''.join(map(chr, (*range(0xd800), *range(0xe000, sys.maxunicode + 1))))
+    letters, numbers, others = (
+        ''.join(f'\\x{{{ord(run[0]):x}}}-\\x{{{ord(run[-1]):x}}}'
+                for block in regex.findall(f'{kind}+', every, regex.IGNORECASE)
+                for run in _without_surrogates(block))
+        for kind in (r'[\p{L}]', r'[\p{N}]', r'[^\s\p{L}\p{N}]'))
+    return f'{_CONTRACTIONS}|[{letters}]+|[{numbers}]|[{others}]+'
+
+
+def _without_surrogates(block: str) -> list[str]:
+    """Split a run of consecutive code points where the surrogates would lie in it."""
+    below = [character for character in block if character < '\ud800']
+    return [run for run in (block[:len(below)], block[len(below):]) if run]
+
+
+def _byte_alphabet() -> list[str]:
+    """Return the character that stands for each byte, in the order of CLIP's vocabulary.
+
+    Printable bytes of Latin-1 stand for themselves, the others for code points from 256 on.
+    """
+    printable = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1),
+                 *range(ord('®'), ord('ÿ') + 1)]
+    others = 256 - len(printable)
+    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(others)]

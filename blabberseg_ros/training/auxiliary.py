@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two linear read-outs that teach each tower directly; they are dropped after training.
+
+The prompted losses teach the text tower through the image tower and the other way round, and
+early on neither is of use to the other. With the read-outs each learns from the first update on.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from blabberseg_ros.models.clipseg_config import ClipSegConfig
+
+# Labels are read off the centres of this many cells along a patch's side.
+_CELLS = 4
+
+
+class ReadOuts(nn.Module):
+    """Classes from a prompt's conditional, and a coarse class map from an image code."""
+
+    def __init__(self, config: ClipSegConfig, classes: int) -> None:
+        """Create the two linear layers."""
+        super().__init__()
+        self._classes = classes
+        self._cell_px = config.patch_size_px // _CELLS
+        self.text = nn.Linear(config.embed_dim, classes)
+        self.image = nn.Linear(
+            len(config.extract) * config.reduce_dim, classes * _CELLS * _CELLS)
+
+    def text_loss(self, conditional: Tensor, covers: Tensor) -> Tensor:
+        """Return how badly the prompts [U, D] tell their classes, bool [U, C]."""
+        return functional.binary_cross_entropy_with_logits(
+            self.text(conditional), covers.float())
+
+    def image_loss(self, codes: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
+        """Return how badly codes [B, L, T, r] tell the labels, int64 [B, S, S]."""
+        tokens = codes[:, :, 1:].permute(0, 2, 1, 3).flatten(2)
+        grid = int(tokens.shape[1] ** 0.5)
+        cells = self.image(tokens).float().unflatten(2, (self._classes, _CELLS, _CELLS))
+        cells = cells.unflatten(1, (grid, grid))
+        # [B, row, column, class, cell row, cell column] to [B, class, all rows, all columns].
+        side = grid * _CELLS
+        cells = cells.permute(0, 3, 1, 4, 2, 5).reshape(len(codes), self._classes, side, side)
+        centre = self._cell_px // 2
+        coarse = labels[:, centre::self._cell_px, centre::self._cell_px]
+        return functional.cross_entropy(cells, coarse, class_weights)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that decides what a training run gives, in one YAML file."""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blabberseg_ros.errors import ParameterError
+from blabberseg_ros.models.clipseg_config import ClipSegConfig
+
+Section = TypeVar('Section')
+
+
+@dataclass(frozen=True)
+class WorldsConfig:
+    """How much world is generated.
+
+    Attributes:
+        train: number of training worlds.
+        validation: number of worlds on which thresholds are chosen.
+        test: number of worlds of each kind of test (known families, held-out families).
+        views: camera views of each validation and test world.
+        size_m: side of a world.
+        resolution_m: ground size of a world's pixel.
+        first: worlds that are there before the first step.
+        ramp_steps: updates after which all worlds are in use. Until then they draw from a
+            growing number, which depends on nothing else, so that training need not wait for all
+            worlds and still gives the same result each time.
+    """
+
+    train: int = 480
+    validation: int = 10
+    test: int = 10
+    views: int = 8
+    size_m: float = 240.0
+    resolution_m: float = 0.1
+    first: int = 28
+    ramp_steps: int = 2000
+
+
+@dataclass(frozen=True)
+class CropsConfig:
+    """How training images are cut out of the worlds.
+
+    Attributes:
+        min_altitude_m: lowest camera; altitudes are drawn evenly on a logarithmic scale.
+        max_altitude_m: highest camera.
+        fov_deg: field of view of the camera.
+        centred: share of crops that are centred near a pixel of a random class, so that small
+            things are seen often enough.
+        strength: of the photometric augmentation; 0 switches it off.
+    """
+
+    min_altitude_m: float = 6.0
+    max_altitude_m: float = 130.0
+    fov_deg: float = 73.0
+    centred: float = 0.5
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Schedule and optimiser (AdamW, linear warm-up, cosine decay, averaged weights).
+
+    Attributes:
+        steps: number of updates; the schedule is laid out over them.
+        batch_size: images an update.
+        prompt_sets: prompt sets an update; the images share them out evenly.
+        learning_rate: highest one.
+        warmup_steps: updates until it is reached.
+        weight_decay: on matrices, embeddings excepted.
+        ema_decay: of the averaged weights, which are the ones that are kept.
+        gradient_clip: largest norm of a gradient.
+    """
+
+    steps: int = 4000
+    batch_size: int = 64
+    prompt_sets: int = 32
+    learning_rate: float = 1e-3
+    warmup_steps: int = 300
+    weight_decay: float = 0.05
+    ema_decay: float = 0.998
+    gradient_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses (see `losses.py`, `auxiliary.py`) and of the classes in them.
+
+    Attributes:
+        coverage: softmax over the prompts, against the prompts that stand for a pixel's class.
+        polarity: summed probability of the positive prompts, against safe or unsafe.
+        separate: one sigmoid a prompt, CLIPSeg's own loss.
+        text: read-out of the classes from a prompt's conditional.
+        image: read-out of a coarse class map from the image code.
+        balance: exponent of a class's rarity in its weight; 0 weighs all pixels alike.
+        stride: the prompted losses look at every stride-th row and column, from a random first
+            one on. Neighbouring pixels tell almost the same, and their logits are most of the
+            memory traffic of an update.
+    """
+
+    coverage: float = 1.0
+    polarity: float = 1.0
+    separate: float = 0.3
+    text: float = 0.5
+    image: float = 1.0
+    balance: float = 0.5
+    stride: int = 3
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run; the same values give the same run."""
+
+    seed: int = 0
+    worlds: WorldsConfig = field(default_factory=WorldsConfig)
+    crops: CropsConfig = field(default_factory=CropsConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    model: ClipSegConfig = field(default_factory=ClipSegConfig)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> 'TrainConfig':
+        """Read a configuration; what the file leaves out keeps its default.
+
+        Raises:
+            ParameterError: the file cannot be read, or names something unknown.
+        """
+        import yaml
+
+        try:
+            content = yaml.safe_load(path.read_text(encoding='utf-8'))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ParameterError(
+                f'the training configuration {path} cannot be read: {error}') from error
+        return config_from_dict(content, str(path))
+
+
+def config_from_dict(content: Any, where: str) -> TrainConfig:
+    """Read nested mappings, as YAML or JSON give them.
+
+    Args:
+        content: the mappings.
+        where: what to call them in a message.
+
+    Raises:
+        ParameterError: something in them is unknown or of the wrong type.
+    """
+    return _section(TrainConfig, content, where)
+
+
+def _section(kind: type[Section], content: Any, where: str) -> Section:
+    """Build a dataclass from a mapping, section by section."""
+    known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(content, dict) or not set(content) <= set(known):
+        unknown = sorted(set(content) - set(known)) if isinstance(content, dict) else content
+        raise ParameterError(
+            f'{where}: {unknown} is not understood; this section takes {", ".join(known)}')
+    values: dict[str, Any] = {}
+    for name, value in content.items():
+        factory: Any = known[name].default_factory
+        if isinstance(factory, type) and is_dataclass(factory):
+            value = _section(factory, value, f'{where}, {name}')
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)

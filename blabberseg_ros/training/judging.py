@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole examination of a model, the same in training and for the shipped bundle."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from blabberseg_ros.training.evaluation import (
+    Predictor,
+    canonical_phrases,
+    choose_threshold,
+    held_out_phrases,
+    histograms,
+    obedience_scores,
+    safety_score,
+)
+from blabberseg_ros.training.views import LabelledView
+
+_OBEDIENCE_ON = ('held_out', 'test')
+
+
+def judge(predictor: Predictor, views: Mapping[str, Sequence[LabelledView]], measured_with: str,
+          obedience_views: int = 80) -> dict[str, Any]:
+    """Measure everything that the card reports.
+
+    Args:
+        predictor: the model.
+        views: `validation`, on which the threshold is chosen, and any of `test`, `held_out` and
+            `real`.
+        measured_with: program and device, for the record.
+        obedience_views: test views, spread evenly, on which obedience is measured; it asks each
+            of them some fifty times.
+
+    Returns:
+        Plain values: threshold, safety (by kind of view), obedience, unseen_phrases (both lists
+        of `ObedienceScore`), measured_with.
+    """
+    found = {kind: histograms(predictor, seen) for kind, seen in views.items() if seen}
+    threshold = choose_threshold(found['validation'])
+    examined = [view for kind in _OBEDIENCE_ON for view in views.get(kind, ())]
+    step = max(len(examined) / obedience_views, 1.0)
+    examined = [examined[int(number * step)] for number in range(int(len(examined) / step))]
+    return {
+        'threshold': threshold,
+        'safety': {kind: asdict(safety_score(seen, threshold)) for kind, seen in found.items()},
+        'obedience': [asdict(score) for score in obedience_scores(
+            predictor, examined, threshold, canonical_phrases())],
+        'unseen_phrases': [asdict(score) for score in obedience_scores(
+            predictor, examined, threshold, held_out_phrases())],
+        'measured_with': measured_with,
+    }
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """Return the figures in a few lines for a terminal."""
+    lines = [f'threshold {metrics["threshold"]:.3f}']
+    for kind, score in metrics['safety'].items():
+        recall = ' '.join(f'{name} {value:.2f}' for name, value in score['recall'].items())
+        lines.append(f'{kind}: IoU safe {score["safe_iou"]:.3f} unsafe '
+                     f'{score["unsafe_iou"]:.3f}; right: {recall}')
+    for title in ('obedience', 'unseen_phrases'):
+        lines.append(f'{title}: ' + ', '.join(
+            f'{score["phrase"]} {score["before"]:.2f}>{score["after"]:.2f} '
+            f'{100 * score["flipped"]:.0f}%' for score in metrics[title]))
+    return '\n'.join(lines)

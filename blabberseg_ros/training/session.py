@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training session from the first world to the bundle."""
+
+import json
+import math
+import tarfile
+import tempfile
+import time
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+
+from blabberseg_ros.atomic import write_atomically, write_text
+from blabberseg_ros.models.clipseg import ClipSeg
+from blabberseg_ros.models.export_clipseg import export_bundle
+from blabberseg_ros.text import Tokenizer, write_tokenizer_json
+from blabberseg_ros.training.card import write_card
+from blabberseg_ros.training.checkpoint import rounded_to_half, save_checkpoint
+from blabberseg_ros.training.config import TrainConfig
+from blabberseg_ros.training.evaluation import (
+    choose_threshold,
+    histograms,
+    read_real_frames,
+    safety_score,
+)
+from blabberseg_ros.training.judging import judge, summary
+from blabberseg_ros.training.lexicon import training_texts, training_vocabulary
+from blabberseg_ros.training.torch_predictor import TorchPredictor
+from blabberseg_ros.training.trainer import Progress, PromptTokens, Trainer
+from blabberseg_ros.training.views import LabelledView
+from blabberseg_ros.training.worlds import WorldPool
+
+BUNDLE_NAME = 'clipseg_demo'
+CHECKPOINT, METRICS, LOG = 'checkpoint.safetensors', 'metrics.json', 'train.log'
+_CHECKPOINT_EVERY_S = 90.0
+_VALIDATE_EVERY_S = 60.0
+# A run that is this much over its planned time (it waited for worlds, say) is ended.
+_OVERTIME = 1.06
+_MERGES = 'bpe_simple_vocab_16e6.txt.gz'
+
+
+class Session:
+    """Trains, judges and exports; everything lands in one folder."""
+
+    def __init__(self, config: TrainConfig, out: Path, device: torch.device, workers: int,
+                 real_frames: Path | None = None) -> None:
+        """Remember what to do.
+
+        Args:
+            config: decides the result.
+            out: folder for the checkpoint, the figures, the log and the bundle.
+            device: to train on.
+            workers: processes that generate worlds.
+            real_frames: folder of hand-labelled frames to report on, if there is one.
+        """
+        self._config = config
+        self._out = out
+        self._device = device
+        self._workers = workers
+        self._real_frames = real_frames
+        self._started = time.monotonic()
+        self._saved_at = self._validated_at = self._started
+        self._last_call_s = math.inf
+        out.mkdir(parents=True, exist_ok=True)
+        (out / LOG).unlink(missing_ok=True)
+
+    def run(self, minutes: float | None) -> None:
+        """Do it all.
+
+        Args:
+            minutes: from now to the end of training; the number of updates is planned so. None:
+                the configuration's number, however long it takes.
+        """
+        deadline_s = None if minutes is None else self._started + 60.0 * minutes
+        if minutes is not None:
+            self._last_call_s = self._started + 60.0 * minutes * _OVERTIME
+        with tempfile.TemporaryDirectory() as temporary, \
+                WorldPool(self._config.worlds, self._workers) as pool:
+            tokenizer_json = Path(temporary) / 'tokenizer.json'
+            write_demo_tokenizer(tokenizer_json)
+            tokenizer = Tokenizer.from_file(tokenizer_json)
+            validation = pool.views('validation', self._config.worlds.validation)
+            feed = pool.maps('train', self._config.worlds.train)
+            trainer = Trainer(self._config, tokenizer, _token_ids(tokenizer), feed, self._device)
+            trainer.run(lambda progress: self._report(progress, trainer, tokenizer, validation),
+                        self._say, deadline_s)
+            model = rounded_to_half(trainer.averaged)
+            self._save(model, trainer.config)
+            metrics = self._judge(model, tokenizer, pool, validation)
+            export_demo(model, trainer.config, metrics, tokenizer_json,
+                        Path(temporary) / BUNDLE_NAME)
+            _pack(Path(temporary) / BUNDLE_NAME, self._out / f'{BUNDLE_NAME}.tar')
+            self._say(f'done: {self._out}')
+
+    def _report(self, progress: Progress, trainer: Trainer, tokenizer: Tokenizer,
+                validation: 'list[Future[list[LabelledView]]]') -> bool:
+        """Validate and save from time to time; nothing here changes the training."""
+        now = time.monotonic()
+        if progress.is_last:
+            return True
+        if now > self._last_call_s:
+            self._say('out of time before the planned end; what was learnt is kept')
+            return False
+        if now - self._validated_at > _VALIDATE_EVERY_S and all(f.done() for f in validation):
+            self._validated_at = now
+            views = [view for future in validation for view in future.result()]
+            predictor = TorchPredictor(progress.model, tokenizer, self._device)
+            found = histograms(predictor, views)
+            score = safety_score(found, choose_threshold(found))
+            self._say(f'validation: IoU safe {score.safe_iou:.3f} unsafe {score.unsafe_iou:.3f} '
+                      f'above {score.threshold:.2f}; right: '
+                      + ' '.join(f'{name} {value:.2f}' for name, value in score.recall.items()))
+        if now - self._saved_at > _CHECKPOINT_EVERY_S:
+            self._saved_at = now
+            self._save(progress.model, trainer.config)
+        return True
+
+    def _judge(self, model: ClipSeg, tokenizer: Tokenizer, pool: WorldPool,
+               validation: 'list[Future[list[LabelledView]]]') -> dict[str, Any]:
+        worlds = self._config.worlds
+        waiting = {'validation': validation, 'test': pool.views('test', worlds.test),
+                   'held_out': pool.views('held_out', worlds.test)}
+        views = {kind: [view for future in futures for view in future.result()]
+                 for kind, futures in waiting.items()}
+        if self._real_frames is not None:
+            views['real'] = read_real_frames(self._real_frames)
+        metrics = judge(TorchPredictor(model, tokenizer, self._device), views,
+                        f'PyTorch {torch.__version__} on {_device_name(self._device)}')
+        write_text(self._out / METRICS, json.dumps(metrics, indent=1) + '\n')
+        self._say(summary(metrics))
+        return metrics
+
+    def _save(self, model: ClipSeg, config: TrainConfig) -> None:
+        save_checkpoint(model, config, self._out / CHECKPOINT)
+        self._say(f'saved {self._out / CHECKPOINT}')
+
+    def _say(self, line: str) -> None:
+        text = f'[{time.monotonic() - self._started:6.1f} s] {line}'
+        print(text, flush=True)
+        with open(self._out / LOG, 'a', encoding='utf-8') as stream:
+            stream.write(text + '\n')
+
+
+def export_demo(model: ClipSeg, config: TrainConfig, metrics: dict[str, Any] | None,
+                tokenizer_json: Path, folder: Path) -> None:
+    """Write the bundle: 16-bit storage, the vocabulary and the card."""
+    vocabulary = training_vocabulary()
+    export_bundle(
+        model.cpu(), folder, name=BUNDLE_NAME, storage='fp16', tokenizer_json=tokenizer_json,
+        source=f'blabberseg train-demo, seed {config.seed}, {config.optimiser.steps} steps; '
+               'trained from scratch on the procedural world of blabberseg_ros.sim',
+        licence='Apache-2.0', vocabulary=vocabulary,
+        card=write_card(BUNDLE_NAME, asdict(config), len(vocabulary), metrics))
+
+
+def write_demo_tokenizer(path: Path) -> None:
+    """Write CLIP's tokenizer, from the merges file that open_clip brings along."""
+    write_tokenizer_json(Path(open_clip.__file__).parent / _MERGES, path)
+
+
+def _token_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids of every token that training can show, sorted."""
+    ids = PromptTokens(tokenizer)(training_texts())
+    return sorted({int(token) for token in ids.ravel() if token})
+
+
+def _pack(folder: Path, path: Path) -> None:
+    def write(temporary: Path) -> None:
+        with tarfile.open(temporary, 'w') as archive:
+            archive.add(folder, folder.name)
+
+    write_atomically(path, write)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
