@@ -39,7 +39,7 @@ lint: ## ruff and mypy
 	@$(RUN) -m mypy
 
 bench: ## speed of this machine, as CSV
-	@$(SETUP) cpu,opencv
+	@$(SETUP) cpu,opencv,torch,test
 	@$(RUN) -m blabberseg_ros.cli.main bench $(ARGS)
 
 clean: ## remove the environment and all that was built or written

@@ -25,8 +25,8 @@ class FusionOptions:
     """How probabilities become a mask.
 
     Attributes:
-        safety_threshold: probability from which the search starts; a pixel is safe when its
-            probability is strictly above the threshold found.
+        safety_threshold: probability from which the search starts, above 0; a pixel is safe when
+            its probability is strictly above the threshold found.
         blur_kernel_size: side of the box blur in pixels at the model's resolution, 1 to 127;
             1 means no blur.
         dynamic_threshold: fraction of the image that shall be safe, 0 to 1; the threshold is
@@ -50,6 +50,10 @@ class FusionOptions:
         for name in ('safety_threshold', 'dynamic_threshold', 'min_threshold'):
             if not np.isfinite(getattr(self, name)):
                 raise ParameterError(f'{name} is {getattr(self, name)}; it must be a number')
+        if self.safety_threshold <= 0:
+            raise ParameterError(
+                f'safety_threshold is {self.safety_threshold}; it must be above 0, or every pixel '
+                'would count as safe')
         if not 1 <= self.blur_kernel_size <= MAX_BLUR_KERNEL:
             raise ParameterError(
                 f'blur_kernel_size is {self.blur_kernel_size}; it must be 1 (no blur) to '
@@ -186,9 +190,7 @@ def threshold_table(options: FusionOptions) -> ThresholdTable:
     if options.dynamic_threshold <= 0:
         return ThresholdTable((first,), first, 0.0)
     step = start / THRESHOLD_STEPS
-    # A negative start rises towards zero, so only its first step can succeed.
-    count = THRESHOLD_STEPS if start > 0 else 1
-    tested = tuple(start - step * index for index in range(count))
+    tested = tuple(start - step * index for index in range(THRESHOLD_STEPS))
     failed = start - step * THRESHOLD_STEPS
     if floor > 0:
         tested = tuple(value for value in tested if np.float32(value) >= np.float32(floor))

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from blabberseg_ros.bundle import Bundle
-from blabberseg_ros.engines.base import EngineKind
+from blabberseg_ros.engines.base import Engine, EngineKind
 from blabberseg_ros.errors import Cancelled
 from blabberseg_ros.heatmap import FusionOptions, Threshold, apply_threshold, find_threshold
 
@@ -132,6 +132,11 @@ class Backend(ABC):
     @abstractmethod
     def precision(self) -> str:
         """Return the precision of the image path, for example `fp32`."""
+
+    @property
+    def active_engines(self) -> tuple[Engine, ...]:
+        """Return the engines that are loaded."""
+        return ()
 
     @property
     @abstractmethod

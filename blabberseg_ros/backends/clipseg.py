@@ -59,6 +59,11 @@ class ClipSegBackend(Backend):
         return self._engines['image_encoder'].precision
 
     @property
+    def active_engines(self) -> tuple[Engine, ...]:
+        """Return the engines that are loaded."""
+        return tuple(engine for engine in self._engines.values() if engine.active)
+
+    @property
     def run_counts(self) -> RunCounts:
         """Return how often the three networks have run."""
         runs = {stage: engine.runs for stage, engine in self._engines.items()}

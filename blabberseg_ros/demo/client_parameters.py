@@ -24,7 +24,7 @@ class ClientParameters:
     heatmap_node: str = parameter(
         '/generate_landing_heatmap', 'The heatmap node: its service has this name, too.')
     safety_threshold: float = parameter(
-        0.8, 'Sent with each request.', minimum=0.0, maximum=1.0)
+        0.8, 'Sent with each request.', minimum=0.001, maximum=1.0)
     blur_kernel_size: int = parameter(15, 'Sent with each request.', minimum=1, maximum=127)
     dynamic_threshold: float = parameter(
         0.1, 'Sent with each request.', minimum=0.0, maximum=1.0)

@@ -76,6 +76,14 @@ class Engine(ABC):
         """Return what the stage gives; empty while inactive."""
         return tuple(self._outputs.values())
 
+    @property
+    def artefact(self) -> str:
+        """Return the hash of what was built for this stage; empty where nothing is kept."""
+        return ''
+
+    def record_parity(self, figures: Mapping[str, float]) -> None:  # noqa: B027
+        """Keep the figures of the parity gate beside what was built, if anything was."""
+
     def activate(self) -> None:
         """Load the stage onto the device.
 

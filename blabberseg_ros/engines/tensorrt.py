@@ -16,7 +16,7 @@ from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import Availability, Engine, EngineKind, TensorSpec, Value
 from blabberseg_ros.engines.cuda_probe import probe_cuda
 from blabberseg_ros.engines.graph_inputs import graph_inputs
-from blabberseg_ros.engines.plan_record import NO_GPU, PlanKey
+from blabberseg_ros.engines.plan_record import NO_GPU, PlanKey, PlanRecord
 from blabberseg_ros.engines.store import Obtained, PlanStore
 from blabberseg_ros.engines.tensorrt_builder import TENSORRT, Library, build_plan, load_library
 from blabberseg_ros.engines.tensorrt_options import BuildOptions, Profile, profiles_for
@@ -104,6 +104,17 @@ class TensorRtEngine(Engine):
         self._store = store
         self._device = device
         self._runner: Any = None
+        self._record: PlanRecord | None = None
+
+    @property
+    def artefact(self) -> str:
+        """Return the SHA-256 of the plan in use."""
+        return self._record.sha256 if self._record is not None else ''
+
+    def record_parity(self, figures: Mapping[str, float]) -> None:
+        """Keep the figures of the parity gate in the plan's record."""
+        if self._record is not None:
+            self._store.record_parity(self._record.key, figures)
 
     def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         from blabberseg_ros.engines.tensorrt_runner import PlanRunner
@@ -119,12 +130,13 @@ class TensorRtEngine(Engine):
         except EngineError:
             self._device.close()
             raise
+        self._record = obtained.plan.record
         return list(inputs), self._runner.outputs
 
     def _unload(self) -> None:
         if self._runner is not None:
             self._runner.close()
-            self._runner = None
+            self._runner = self._record = None
             self._device.close()
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:

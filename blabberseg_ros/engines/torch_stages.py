@@ -209,10 +209,11 @@ class CudaStages:
         self._mixing = head[0]
         first, second = head[2], head[4]
         # [in, out, 4, 4] to [sub-patch, in, out]: each token's sub-patch is a product of its own.
-        weight1 = first.weight.permute(2, 3, 0, 1).reshape(16, config.reduce_dim, half)
-        weight2 = second.weight.reshape(half, 16)
-        return ((weight1.to(self.dtype).contiguous(), first.bias.clone()),
-                (weight2.to(self.dtype).contiguous(), second.bias.clone()))
+        weight1 = first.get_parameter('weight').permute(2, 3, 0, 1).reshape(
+            16, config.reduce_dim, half)
+        weight2 = second.get_parameter('weight').reshape(half, 16)
+        return ((weight1.to(self.dtype).contiguous(), first.get_parameter('bias').clone()),
+                (weight2.to(self.dtype).contiguous(), second.get_parameter('bias').clone()))
 
     def _band(self, n_in: int) -> cuda_kernels.Band:
         """Return the band of the resize from `n_in` pixels; made in the warm-up, then captured."""

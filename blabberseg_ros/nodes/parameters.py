@@ -66,7 +66,7 @@ class HeatmapParameters:
         DEFAULT_TEMPLATE, 'Sentence around each prompt, which replaces its one {}.',
         changeable=ALWAYS)
     safety_threshold: float = parameter(
-        0.8, 'Stream: probability from which the search for a threshold starts.', minimum=0.0,
+        0.8, 'Stream: probability from which the search for a threshold starts.', minimum=0.001,
         maximum=1.0, changeable=ALWAYS)
     blur_kernel_size: int = parameter(
         15, "Stream: side of the box blur in pixels at the model's resolution; 1: none.",

@@ -135,21 +135,22 @@ def compare(first: Backend, second: Backend, images: Iterable[tuple[str, np.ndar
     compared = []
     for name, image in images:
         one_fixed, one_dynamic = Confusion(), Confusion()
-        cosine, maps = _answers(sides, image, prompts, fusion)
-        thresholds = [find_threshold(probability, fusion).value for probability in maps]
+        cosine, *maps = _answers(sides, image, prompts, fusion)
+        wanted, got = maps
         _count((one_fixed, fixed), [_eight_bits(p) > fixed_threshold for p in maps])
         _count((one_dynamic, dynamic), [
             p > np.float32(find_threshold(p, fusion).value) for p in map(_eight_bits, maps)])
-        apart = difference(*maps)
+        apart = difference(wanted, got)
         compared.append(ImageComparison(
-            name, cosine, apart.max, apart.p99, apart.mean, *thresholds,
-            tuple(check_threshold(*maps, fraction, fusion) for fraction in AREA_FRACTIONS),
+            name, cosine, apart.max, apart.p99, apart.mean,
+            find_threshold(wanted, fusion).value, find_threshold(got, fusion).value,
+            tuple(check_threshold(wanted, got, fraction, fusion) for fraction in AREA_FRACTIONS),
             Judged.of(one_fixed), Judged.of(one_dynamic)))
     return Comparison(tuple(compared), Judged.of(fixed), Judged.of(dynamic))
 
 
 def _answers(sides: tuple[Side, Side], image: np.ndarray, prompts: PromptSet,
-             fusion: FusionOptions) -> tuple[float, list[np.ndarray]]:
+             fusion: FusionOptions) -> tuple[float, np.ndarray, np.ndarray]:
     """Return the smallest cosine of the logits and both probabilities, float32 [H, W]."""
     size = (image.shape[0], image.shape[1])
     logits, maps = [], []
@@ -162,7 +163,8 @@ def _answers(sides: tuple[Side, Side], image: np.ndarray, prompts: PromptSet,
         maps.append(answer.probability)
         logits.append(side.backend.to_host(side.backend.decode(code, side.codes)))
     same = logits[0].shape == logits[1].shape
-    return (float(centred_cosines(*logits).min()) if same else float('nan')), maps
+    cosine = float(centred_cosines(*logits).min()) if same else float('nan')
+    return cosine, maps[0], maps[1]
 
 
 def _eight_bits(probability: np.ndarray) -> np.ndarray:

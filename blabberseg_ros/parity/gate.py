@@ -90,6 +90,8 @@ def admit(backend: Backend, store: ParityStore | None = None) -> ParityReport | 
                           f'({report.summary()}). Use another engine or fp32, and report this')
     _LOG.info('%s', report.summary())
     store.save(identity, report)
+    for engine in backend.active_engines:
+        engine.record_parity(report.figures)
     return report
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network itself in torch on the CPU, as an engine: what every other engine must equal."""
 
-import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -30,11 +29,12 @@ class TorchCpu(EngineKind):
         """Choose the precision.
 
         Args:
-            precision: `fp32`, or `fp16` and `bf16` by torch's autocast rules.
+            precision: of image tower and decoder: `fp32`, or `fp16` and `bf16` by torch's autocast
+                rules.
             modify: changes the network after it is loaded, to test what notices.
         """
         self.precision = precision
-        self._modify = modify
+        self.modify = modify
         self._networks: dict[str, Any] = {}
 
     def probe(self) -> Availability:
@@ -57,8 +57,13 @@ class TorchCpu(EngineKind):
 
         if bundle.fingerprint not in self._networks:
             model = load_clipseg(bundle)
-            if self._modify is not None:
-                self._modify(model)
+            if self.modify is not None:
+                self.modify(model)
+            if self.precision != 'fp32':
+                # The networks alone: no engine resizes images in half precision.
+                half = _autocast(self.precision)
+                model.encode_image = half(model.encode_image)  # type: ignore[method-assign]
+                model.decode = half(model.decode)  # type: ignore[method-assign]
             self._networks[bundle.fingerprint] = model
         return self._networks[bundle.fingerprint]
 
@@ -68,14 +73,18 @@ class TorchCpu(EngineKind):
 
 
 class TorchCpuEngine(Engine):
-    """One stage of the network."""
+    """One stage of the network.
+
+    Attributes:
+        module: of the stage; None while inactive.
+    """
 
     def __init__(self, bundle: Bundle, stage: str, kind: TorchCpu) -> None:
         """Remember the stage."""
         super().__init__(bundle, stage)
         self.precision = kind.precision
         self._kind = kind
-        self._module: Any = None
+        self.module: Any = None
 
     def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         from blabberseg_ros.models import stages
@@ -86,33 +95,31 @@ class TorchCpuEngine(Engine):
             'film': stages.Film, 'decoder': stages.Decoder, 'fusion': lambda _: stages.Fusion()}
         if self.stage not in makers:
             raise EngineError(f'torch has no stage {self.stage!r}; it has {", ".join(makers)}')
-        self._module = makers[self.stage](model).eval()
-        return _ports(model.config)[self.stage]
+        self.module = makers[self.stage](model).eval()
+        return ports(model.config)[self.stage]
 
     def _unload(self) -> None:
-        self._module = None
+        self.module = None
         self._kind.release(self.bundle)
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         import torch
 
         tensors = [torch.from_numpy(np.array(feeds[spec.name])) for spec in self.inputs]
-        with torch.inference_mode(), self._autocast():
-            outputs = self._module(*tensors)
+        with torch.inference_mode():
+            outputs = self.module(*tensors)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return {spec.name: output.float().numpy()
                 for spec, output in zip(self.outputs, outputs, strict=True)}
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        import torch
 
-        if self.precision == 'fp32' or self.stage in ('text_encoder', 'film', 'fusion'):
-            return contextlib.nullcontext()
-        dtype = {'fp16': torch.float16, 'bf16': torch.bfloat16}[self.precision]
-        return torch.autocast('cpu', dtype)
+def _autocast(precision: str) -> Any:
+    import torch
+
+    return torch.autocast('cpu', {'fp16': torch.float16, 'bf16': torch.bfloat16}[precision])
 
 
-def _ports(config: 'ClipSegConfig') -> dict[str, tuple[list[TensorSpec], list[TensorSpec]]]:
+def ports(config: 'ClipSegConfig') -> dict[str, tuple[list[TensorSpec], list[TensorSpec]]]:
     """Return the inputs, in the order of the module's arguments, and outputs of each stage."""
     side, width = config.input_size_px, config.reduce_dim
     code = TensorSpec('code', 'float32', (len(config.extract), config.tokens, width))

@@ -31,6 +31,7 @@ class Identity:
         files: SHA-256 of each file of the bundle, by name.
         engine: name of the engine.
         precision: of the engine.
+        artefacts: hashes of what was built, such as TensorRT's plans, by stage.
         reference: engine that it was compared with.
         libraries: version of each library, by name.
         devices: names of the GPUs with their compute capability and the driver's CUDA version.
@@ -41,6 +42,7 @@ class Identity:
     files: dict[str, str]
     engine: str
     precision: str
+    artefacts: dict[str, str]
     reference: str
     libraries: dict[str, str]
     devices: tuple[str, ...]
@@ -60,7 +62,9 @@ def identity_of(backend: Backend, reference: str) -> Identity:
                     for device in cuda.devices) if backend.kind.device == 'cuda' else ()
     return Identity(
         {name: record.sha256 for name, record in backend.bundle.manifest.files.items()},
-        backend.kind.name, backend.precision, reference, _versions(), devices,
+        backend.kind.name, backend.precision,
+        {engine.stage: engine.artefact for engine in backend.active_engines if engine.artefact},
+        reference, _versions(), devices,
         platform.machine(), __version__)
 
 

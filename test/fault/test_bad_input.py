@@ -114,6 +114,7 @@ def test_any_text_is_answered(survivor, positive, negative, template):
     {'safety_threshold': math.nan}, {'safety_threshold': math.inf},
     {'dynamic_threshold': math.nan}, {'dynamic_threshold': -math.inf},
     {'safety_threshold': 1e30}, {'dynamic_threshold': 1.01},
+    {'safety_threshold': 0.0}, {'safety_threshold': -0.5},
 ])
 def test_odd_thresholds_never_make_ground_safe(survivor, fields):
     response = survivor.heatmap(**fields)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where two engines part: every node of a stage, run by both on the same input.
+
+ONNX Runtime gives every value of the graph as an output. Torch runs the same exported program
+node by node; the exporter keeps its names, which is how the two are put side by side. What torch
+compiles or fuses is not seen here, only its operators in the precision asked for.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blabberseg_ros.bundle import Bundle
+from blabberseg_ros.engines.base import EngineKind, TensorSpec
+from blabberseg_ros.errors import EngineError
+from blabberseg_ros.parity import reference
+
+STAGES = ('text_encoder', 'film', 'image_encoder', 'decoder', 'fusion')
+# Relative to the length of the reference's value; rounding alone stays below.
+TOLERANCE = {'fp32': 1e-4, 'fp16': 5e-3, 'bf16': 4e-2}
+_ONNX_RUNTIME, _TORCH_CUDA = 'onnxruntime-cpu', 'torch-cuda'
+# Stages whose results are cached stay in fp32.
+_ALWAYS_FP32 = ('text_encoder', 'film', 'fusion')
+Trace = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class NodeDifference:
+    """One value of a graph in two engines.
+
+    Attributes:
+        stage: of the model.
+        name: of the value.
+        shape: of the value.
+        error: length of the difference, divided by the length of the reference; NaN if one holds
+            NaN.
+    """
+
+    stage: str
+    name: str
+    shape: tuple[int, ...]
+    error: float
+
+
+def compare_nodes(first: tuple[Bundle, EngineKind], second: tuple[Bundle, EngineKind],
+                  feeds: Mapping[str, np.ndarray]) -> Iterator[NodeDifference]:
+    """Compare all values that two engines have in common, stage by stage, in order.
+
+    Each stage gets the reference's results of the stage before, so that a difference is that of
+    its own.
+
+    Args:
+        first: model and engine of the reference.
+        second: model and engine to test.
+        feeds: `tokens`, `image`, `rows`, `cols`, `positive`, `rows_out`, `cols_out`, as the
+            stages take them.
+
+    Raises:
+        EngineError: an engine cannot show its nodes, or the networks are of different size.
+    """
+    if first[0].manifest.architecture != second[0].manifest.architecture:
+        raise EngineError('--layers compares the nodes of one network, and these models have '
+                          'networks of different size; leave it out')
+    known = dict(feeds)
+    for stage in STAGES:
+        inputs, outputs = _ports_of(first[0], stage)
+        given = {name: known[f'{name}_out' if stage == 'fusion' and f'{name}_out' in known
+                             else name] for name in inputs}
+        wanted, got = (trace(bundle, kind, stage, given) for bundle, kind in (first, second))
+        for name, value in wanted.items():
+            if name in got and got[name].shape == value.shape:
+                yield NodeDifference(stage, name, value.shape, _error(value, got[name]))
+        # Values inside a graph may be called as an input of the next one is.
+        known.update((name, wanted[name]) for name in outputs)
+
+
+def trace(bundle: Bundle, kind: EngineKind, stage: str,
+          feeds: Mapping[str, np.ndarray]) -> Trace:
+    """Run a stage and return all its floating values, in the order of computation.
+
+    Raises:
+        EngineError: the engine cannot show its nodes.
+    """
+    if kind.name == _ONNX_RUNTIME:
+        return _trace_onnx(bundle, stage, feeds)
+    if kind.name in (reference.NAME, _TORCH_CUDA):
+        return _trace_torch(bundle, kind, stage, feeds)
+    raise EngineError(f'the nodes of {kind.name} cannot be shown yet; --layers works with '
+                      f'{_ONNX_RUNTIME}, {reference.NAME} and {_TORCH_CUDA}')
+
+
+def _trace_onnx(bundle: Bundle, stage: str, feeds: Mapping[str, np.ndarray]) -> Trace:
+    """Make every value an output of a copy of the graph, in memory."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(f'{error.name} is not installed, which --layers needs; pip install '
+                          '"blabberseg_ros[cpu,torch]"') from error
+    path = bundle.graph(stage)
+    model = onnx.load(path, load_external_data=False)
+    present = {output.name for output in model.graph.output}
+    names = list(dict.fromkeys(name for node in model.graph.node for name in node.output if name))
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(
+        'session.model_external_initializers_file_folder_path', str(path.parent))
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=['CPUExecutionProvider'])
+    values = session.run(names, {name: np.ascontiguousarray(value)
+                                 for name, value in feeds.items()})
+    return {name: value for name, value in zip(names, values, strict=True) if _is_float(value)}
+
+
+def _trace_torch(bundle: Bundle, kind: EngineKind, stage: str,
+                 feeds: Mapping[str, np.ndarray]) -> Trace:
+    """Export the stage as for ONNX and interpret the program node by node."""
+    import torch
+
+    device = 'cuda' if kind.name == _TORCH_CUDA else 'cpu'
+    modify = kind.modify if isinstance(kind, reference.TorchCpu) else None
+    engine = reference.TorchCpuEngine(bundle, stage, reference.TorchCpu(modify=modify))
+    engine.activate()
+    module = engine.module.to(device)
+    tensors = tuple(torch.from_numpy(np.array(feeds[spec.name])).to(device)
+                    for spec in engine.inputs)
+    values: Trace = {}
+    precision = _precision_of(kind, stage)
+
+    class Recorder(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            # The only plain products are those that resize, which no engine does in half.
+            resizes = n.target is torch.ops.aten.matmul.default
+            with _autocast(torch, device, 'fp32' if resizes else precision):
+                value = super().run_node(n)
+            if (n.op == 'call_function' and isinstance(value, torch.Tensor)
+                    and value.is_floating_point()):
+                values[n.name] = value.float().cpu().numpy()
+            return value
+
+    with torch.no_grad():
+        program = torch.export.export(
+            module, tensors, dynamic_shapes=tuple(_dynamic(spec) for spec in engine.inputs))
+        outputs = Recorder(program.module()).run(*tensors)
+    outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    for spec, output in zip(engine.outputs, outputs, strict=True):
+        values[spec.name] = output.float().cpu().numpy()
+    engine.deactivate()
+    return values
+
+
+def _precision_of(kind: EngineKind, stage: str) -> str:
+    return 'fp32' if stage in _ALWAYS_FP32 else getattr(kind, 'precision', 'fp32')
+
+
+def _autocast(torch: Any, device: str, precision: str) -> contextlib.AbstractContextManager:
+    if precision == 'fp32':
+        return contextlib.nullcontext()
+    dtype = {'fp16': torch.float16, 'bf16': torch.bfloat16}[precision]
+    return torch.autocast(device, dtype, cache_enabled=False)
+
+
+def _dynamic(spec: TensorSpec) -> dict[int, Any]:
+    import torch
+
+    return {axis: torch.export.Dim.DYNAMIC for axis, length in enumerate(spec.shape)
+            if isinstance(length, str)}
+
+
+def _ports_of(bundle: Bundle, stage: str) -> tuple[list[str], list[str]]:
+    """Return the names of a stage's inputs and outputs."""
+    from blabberseg_ros.models.clipseg_config import ClipSegConfig
+
+    config = ClipSegConfig.from_dict(bundle.manifest.architecture)
+    inputs, outputs = reference.ports(config)[stage]
+    return [spec.name for spec in inputs], [spec.name for spec in outputs]
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
+
+
+def _error(wanted: np.ndarray, got: np.ndarray) -> float:
+    # Infinities, as in a causal mask, are equal or they are not; they have no difference.
+    differ = wanted != got
+    apart = np.linalg.norm(wanted[differ].astype(np.float64) - got[differ].astype(np.float64))
+    length = np.linalg.norm(wanted[np.isfinite(wanted)].astype(np.float64))
+    return float(apart / length) if length else float(apart)

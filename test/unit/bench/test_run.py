@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole benchmark on a small model: each engine in its own process, and the file in the end."""
+
+import csv
+import dataclasses
+
+import pytest
+
+from blabberseg_ros.bench import records
+from blabberseg_ros.bench.jobs import (
+    BATCHED,
+    DOVESEI,
+    OURS,
+    PROMPT_COUNTS,
+    Case,
+    Job,
+    prompt_sets,
+    unseen_prompts,
+)
+from blabberseg_ros.bench.run import Plan, jobs_for, run_jobs
+from blabberseg_ros.cli.main import main
+from blabberseg_ros.engines.cuda_probe import CudaProbe
+from blabberseg_ros.parity.variants import Variant
+
+
+@pytest.mark.parametrize('count', PROMPT_COUNTS)
+def test_prompt_sets_have_the_count_and_nothing_in_common(count):
+    first, second = prompt_sets(count)
+    assert len(first) == len(second) == count
+    assert not set(first.texts) & set(second.texts)
+    assert len(set(first.texts)) == count
+    assert len({*unseen_prompts(count, 1).texts, *unseen_prompts(count, 2).texts}) == 2 * count
+
+
+def test_a_job_survives_json():
+    job = Job(OURS, 'bundle', 'engine', '', '', (Case(13, (640, 480)),), 1.5, 3, 'folder')
+    assert Job.from_json(job.to_json()) == job
+
+
+def test_dovesei_comes_first_and_the_gpu_gets_its_own_jobs(monkeypatch):
+    on_cpu = jobs_for(Plan(quick=True), 'bundle', 'folder')
+    assert on_cpu[0].contestant == DOVESEI
+    assert {job.device for job in on_cpu} <= {'cpu', ''}
+    assert all(len(job.cases) == 1 for job in on_cpu)
+    monkeypatch.setattr('blabberseg_ros.bench.run.probe_cuda', lambda: CudaProbe(True, 'a GPU'))
+    on_gpu = jobs_for(Plan(engines=(Variant(engine='torch-cuda'),)), 'bundle', 'folder')
+    assert [(job.contestant, job.precision, job.device) for job in on_gpu[:2]] == [
+        (DOVESEI, 'fp32', 'cuda'), (DOVESEI, 'fp16', 'cuda')]
+    assert any(job.contestant == BATCHED for job in on_gpu)
+    assert len(on_gpu[0].cases) == 2 * len(PROMPT_COUNTS)
+
+
+def test_a_small_run(random_bundle, tmp_path):
+    """Two prompts at 64x48, DOVESEI and ONNX Runtime, and an engine that cannot be had."""
+    case = Case(2, (64, 48))
+    dovesei = Job(DOVESEI, str(random_bundle), '', 'fp32', 'cpu', (case,), 5.0, 2, str(tmp_path))
+    ours = dataclasses.replace(dovesei, contestant=OURS, engine='onnxruntime-cpu', precision='',
+                               device='', cache=str(tmp_path / 'cache'))
+    lines = []
+    rows = run_jobs([dovesei, ours, dataclasses.replace(ours, engine='abacus')], lines.append)
+    assert 'abacus: left out' in lines[2]
+    assert "there is no engine 'abacus'" in lines[2]
+    found = {(row.engine, row.scenario, row.detail): row for row in rows}
+    new = found['onnxruntime-cpu', records.NEW_FRAME, '']
+    assert (new.n, new.prompts, new.input) == (2, 2, '64x48')
+    assert 0 < new.p50_ms <= new.p99_ms
+    assert new.max_dp is not None
+    assert new.max_dp < 5e-3
+    assert new.ratio_to_dovesei == pytest.approx(
+        found['dovesei', records.NEW_FRAME, ''].p50_ms / new.p50_ms, abs=0.01)
+    assert new.resident_mb > 50
+    for detail in ('encode image', 'decode', 'fuse', 'threshold'):
+        assert found['onnxruntime-cpu', records.STAGE, detail].p50_ms > 0
+    start = found['onnxruntime-cpu', records.START, 'first answer, cold cache']
+    assert start.p50_ms > found['onnxruntime-cpu', records.START, 'loaded, cold cache'].p50_ms
+    assert found['onnxruntime-cpu', records.SAME_FRAME, ''].n == 2
+
+
+def test_the_command_refuses_nonsense(capsys):
+    assert main(['bench', '--batch', '0']) == 2
+    assert '--batch is 0' in capsys.readouterr().err
+
+
+def test_the_command_says_when_nothing_could_be_measured(random_bundle, tmp_path, capsys):
+    assert main(['bench', '--bundle', str(random_bundle), '--engine', 'abacus', '--quick',
+                 '--no-baselines', '--out', str(tmp_path)]) == 1
+    assert 'left out' in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_a_file_and_a_plot(random_bundle, tmp_path, monkeypatch, capsys):
+    row = records.make_row('a GPU', 'torch-cuda', 'fp16', records.NEW_FRAME,
+                           records.Times.of([1.0]), prompts=13, size_px=(640, 480))
+    monkeypatch.setattr('blabberseg_ros.bench.run.run_jobs', lambda jobs, report: [row])
+    assert main(['bench', '--bundle', str(random_bundle), '--out', str(tmp_path),
+                 '--commit', 'abc']) == 0
+    table, = tmp_path.glob('a-gpu-*.csv')
+    with open(table, newline='') as stream:
+        assert [line['commit'] for line in csv.DictReader(stream)] == ['abc']
+    assert table.with_suffix('.svg').is_file()
+    assert 'torch-cuda' in capsys.readouterr().out

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the gate does with its verdict: refuse, go on to the next engine, remember a pass."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from blabberseg_ros.backends.clipseg import ClipSegBackend
+from blabberseg_ros.bundle import load_bundle
+from blabberseg_ros.engines.base import Availability
+from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCpuEngine
+from blabberseg_ros.errors import EngineError, ParityError
+from blabberseg_ros.parity import gate
+from blabberseg_ros.parity.frames import GATE, frame, gate_frames, moving_frames
+from blabberseg_ros.parity.metrics import AREA_FRACTIONS, ThresholdCheck
+from blabberseg_ros.parity.report import FrameFigures, Outcome, ParityReport
+from blabberseg_ros.parity.store import ParityStore, identity_of
+from blabberseg_ros.segmenter import Segmenter
+
+
+class OtherKind(OnnxRuntimeCpu):
+    """ONNX Runtime under another name, so that it is no reference; wrong if asked to be."""
+
+    name = 'other'
+
+    def __init__(self, wrong=False):
+        self.wrong = wrong
+        self.decodes = 0
+        self.recorded = {}
+
+    def probe(self):
+        return Availability(True, 'for tests')
+
+    def create(self, bundle, stage):
+        return OtherEngine(bundle, stage, self)
+
+
+class OtherEngine(OnnxRuntimeCpuEngine):
+    def __init__(self, bundle, stage, kind):
+        super().__init__(bundle, stage)
+        self._kind = kind
+
+    def record_parity(self, figures):
+        self._kind.recorded[self.stage] = figures
+
+    def _run(self, feeds):
+        outputs = super()._run(feeds)
+        if self.stage == 'decoder':
+            self._kind.decodes += 1
+            if self._kind.wrong:
+                outputs = {'logits': np.ascontiguousarray(outputs['logits'][::-1])}
+        return outputs
+
+
+@pytest.fixture(scope='module')
+def bundle(random_bundle):
+    return load_bundle(random_bundle)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ParityStore(tmp_path / 'parity')
+
+
+def admit(bundle, kind, store):
+    backend = ClipSegBackend(bundle, kind)
+    backend.activate()
+    try:
+        return gate.admit(backend, store)
+    finally:
+        backend.deactivate()
+
+
+def test_a_pass_is_remembered_and_not_repeated(bundle, store):
+    kind = OtherKind()
+    first = admit(bundle, kind, store)
+    assert first.passed
+    assert kind.recorded['decoder'] == first.figures
+    decodes = kind.decodes
+    assert decodes > 0
+    assert admit(bundle, kind, store) == first
+    assert kind.decodes == decodes
+
+
+def test_a_wrong_engine_is_refused_with_the_figures_and_never_remembered(bundle, store):
+    for _ in range(2):
+        with pytest.raises(ParityError, match=r'cosine 0\.\d+ \(at least 0\.9999\)'):
+            admit(bundle, OtherKind(wrong=True), store)
+    assert not list(store.folder.glob('*'))
+
+
+def test_a_torn_report_is_not_a_pass(bundle, store):
+    admit(bundle, OtherKind(), store)
+    path, = store.folder.iterdir()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ParityError):
+        admit(bundle, OtherKind(wrong=True), store)
+
+
+def test_a_report_that_says_fail_is_not_a_pass(bundle, store):
+    admit(bundle, OtherKind(), store)
+    path, = store.folder.iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'outcome': 'fail'}))
+    with pytest.raises(ParityError):
+        admit(bundle, OtherKind(wrong=True), store)
+
+
+@pytest.mark.parametrize('change', [
+    {'engine': 'another'}, {'precision': 'fp16'}, {'files': {'weights.safetensors': 'x'}},
+    {'artefacts': {'decoder': 'x'}}, {'devices': ('GPU 9.0 CUDA 13.0',)},
+    {'libraries': {'torch': '1.0'}}, {'package': '9'}])
+def test_everything_that_a_pass_depends_on_voids_it(bundle, store, change):
+    identity = identity_of(ClipSegBackend(bundle, OtherKind()), 'torch-cpu')
+    store.save(identity, report(passing()))
+    assert store.load(identity) is not None
+    assert store.load(dataclasses.replace(identity, **change)) is None
+
+
+def test_the_reference_needs_no_gate(bundle, store):
+    assert admit(bundle, OnnxRuntimeCpu(), store) is None
+
+
+def test_without_torch_the_reference_is_onnx_runtime(bundle, monkeypatch):
+    assert gate.reference_kind(bundle).name == 'torch-cpu'
+    monkeypatch.setattr(gate.torch_reference.TorchCpu, 'probe',
+                        lambda self: Availability(False, 'not installed'))
+    assert gate.reference_kind(bundle).name == 'onnxruntime-cpu'
+
+
+def test_without_any_reference_the_engine_is_used_and_the_log_says_so(bundle, store, caplog,
+                                                                      monkeypatch):
+    monkeypatch.setattr(gate, 'reference_kind', lambda bundle: None)
+    assert admit(bundle, OtherKind(wrong=True), store) is None
+    assert 'could not be compared with anything' in caplog.text
+
+
+def test_a_refused_engine_makes_room_for_the_next(bundle, store, caplog):
+    backends = [ClipSegBackend(bundle, OtherKind(wrong=True)),
+                ClipSegBackend(bundle, OnnxRuntimeCpu())]
+    segmenter = Segmenter(backends[0], others=backends[1:],
+                          check=lambda backend: gate.admit(backend, store))
+    with segmenter:
+        assert segmenter.engine_name == 'onnxruntime-cpu'
+    assert 'The engine other is not used' in caplog.text
+    assert 'cosine' in caplog.text
+
+
+def test_the_last_engine_to_be_refused_is_an_error(bundle, store):
+    segmenter = Segmenter(ClipSegBackend(bundle, OtherKind(wrong=True)),
+                          check=lambda backend: gate.admit(backend, store))
+    with pytest.raises(EngineError, match='refused'):
+        segmenter.activate()
+    assert not segmenter.backend._engines['image_encoder'].active
+
+
+def passing(**change):
+    checks = tuple(ThresholdCheck(fraction, 0.3, 0.5, 0, 1.0) for fraction in AREA_FRACTIONS)
+    return dataclasses.replace(
+        FrameFigures('0', 1.0, 1e-6, 1e-6, 1e-7, checks, 0.3, 0.0, 0), **change)
+
+
+def report(*frames, iou_required=0.99):
+    outcome, reasons = gate.judge(frames, 0.999, iou_required)
+    return ParityReport(outcome, reasons, 'other', 'fp16', 'torch-cpu', 13, 0.999, iou_required,
+                        frames, 1.0)
+
+
+def with_checks(**change):
+    return passing(checks=tuple(dataclasses.replace(check, **change)
+                                for check in passing().checks))
+
+
+def test_judgement():
+    assert report(passing()).passed
+    assert report(passing(cosine=0.9989)).outcome is Outcome.FAIL
+    assert report(passing(cosine=math.nan)).outcome is Outcome.FAIL
+    assert report(passing(mask_errors=1)).outcome is Outcome.FAIL
+    assert report(with_checks(flips=1)).outcome is Outcome.FAIL
+    assert report(with_checks(iou=0.98)).outcome is Outcome.FAIL
+    assert report(with_checks(iou=0.98), iou_required=None).passed
+    assert report(with_checks(coverage=0.04)).outcome is Outcome.UNDECIDABLE
+    # What is not decidable fails nothing either, but another frame can decide.
+    assert report(with_checks(coverage=0.04, flips=9), passing()).passed
+
+
+def test_a_report_survives_json():
+    for made in (report(passing()), report(passing(cosine=math.nan, threshold=math.nan))):
+        assert repr(ParityReport.from_json(made.to_json())) == repr(made)
+    with pytest.raises(EngineError, match='damaged'):
+        ParityReport.from_json('{}')
+
+
+def test_only_random_weights_need_no_mask_iou(bundle):
+    assert not gate.has_trained_weights(bundle.manifest)
+    assert gate.has_trained_weights(dataclasses.replace(bundle.manifest, source='trained'))
+
+
+def test_the_frames_are_those_of_the_first_run():
+    """The same seeds give the same frames; otherwise a report could not be repeated."""
+    first = gate_frames()
+    frame.cache_clear()
+    for again, before, pose in zip(gate_frames(), first, GATE, strict=True):
+        np.testing.assert_array_equal(again, before)
+        assert before.shape == (pose.size_px[1], pose.size_px[0], 3)
+        assert before.std() > 15
+
+
+def test_moving_frames_all_differ():
+    frames = moving_frames(8, (64, 48))
+    assert len({image.tobytes() for image in frames}) == 8
