@@ -242,4 +242,6 @@ class Backend(ABC):
             if query.cancelled():
                 raise Cancelled('the work was cancelled before it was done')
             groups.append(self.decode(image, prompts[start:start + DECODE_GROUP]))
-        return groups[0] if len(groups) == 1 else np.concatenate(groups)
+        if len(groups) == 1:
+            return groups[0]
+        return np.concatenate([self.to_host(logits) for logits in groups])

@@ -5,6 +5,7 @@ import argparse
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from blabberseg_ros.errors import ParameterError
@@ -27,6 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument('--minutes', type=float, metavar='M',
                         help='end of training, counted from the start; the number of updates is '
                              'planned so and recorded (default: that of the configuration)')
+    parser.add_argument('--continue-from', type=Path, metavar='CHECKPOINT',
+                        help='start from these weights instead of fresh ones')
     parser.add_argument('--device', help='torch device (default: cuda if there is one)')
     parser.add_argument('--workers', type=int, default=max((os.cpu_count() or 2) - 1, 1),
                         help='processes that generate worlds (default: %(default)s)')
@@ -44,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _export(arguments.export_from, arguments.out)
     import torch
 
+    from blabberseg_ros.training.checkpoint import load_checkpoint
     from blabberseg_ros.training.config import TrainConfig
     from blabberseg_ros.training.session import Session
 
@@ -53,9 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
         device = torch.device(name)
     except RuntimeError as error:
         raise ParameterError(f'{name!r} is not a torch device; use cuda or cpu') from error
+    start = None
+    if arguments.continue_from is not None:
+        start, earlier = load_checkpoint(arguments.continue_from)
+        config = replace(config, model=earlier.model,
+                         earlier_steps=earlier.earlier_steps + earlier.optimiser.steps)
     torch.set_float32_matmul_precision('high')
     torch.backends.cudnn.benchmark = True
-    Session(config, arguments.out, device, arguments.workers, arguments.real_frames).run(
+    Session(config, arguments.out, device, arguments.workers, arguments.real_frames, start).run(
         arguments.minutes)
     return 0
 

@@ -23,8 +23,9 @@ def engine_kinds() -> list[EngineKind]:
     """Return every kind of engine, fastest first."""
     from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
     from blabberseg_ros.engines.tensorrt import TensorRt
+    from blabberseg_ros.engines.torch_cuda import TorchCuda
 
-    return [TensorRt(), OnnxRuntimeCpu()]
+    return [TensorRt(), TorchCuda(), OnnxRuntimeCpu()]
 
 
 def candidates(engine: str = AUTO, device: str = AUTO) -> list[Candidate]:

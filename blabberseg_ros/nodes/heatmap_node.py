@@ -355,6 +355,7 @@ class HeatmapNode(LifecycleNode):
     # Diagnostics
 
     def _publish_diagnostics(self) -> None:
+        stamp = self.get_clock().now().to_msg()  # all figures are as new as it says, or newer
         failures = self._worker.failures
         problem = self._problem or (
             f'the last {failures} images could not be segmented: '
@@ -365,7 +366,7 @@ class HeatmapNode(LifecycleNode):
             waiting_requests=self._worker.waiting, prompts=self._prompts_in_use(),
             model=self._model)
         status = report(state, self._statistics, self.get_name())
-        self._diagnostics.publish(to_array(status, self.get_clock().now().to_msg()))
+        self._diagnostics.publish(to_array(status, stamp))
 
     def _prompts_in_use(self) -> int:
         change = self._worker.prompts

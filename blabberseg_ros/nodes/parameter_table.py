@@ -146,8 +146,8 @@ class ParameterTable(Generic[T]):
         return '\n'.join(rows) + '\n'
 
     def yaml(self, node_name: str) -> str:
-        """Return the body of a parameter file with every parameter at its default, explained."""
-        lines = [f'{node_name}:', '  ros__parameters:']
+        """Return a parameter file with every parameter at its default, explained."""
+        lines = ['# SPDX-License-Identifier: Apache-2.0', f'{node_name}:', '  ros__parameters:']
         for name, bounds in self.bounds.items():
             default = self.defaults[name]
             explanation = f'{bounds.description} {bounds}.' if str(bounds) else bounds.description

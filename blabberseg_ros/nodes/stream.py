@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_policy_name_from_kind
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
@@ -20,9 +19,8 @@ from blabberseg_ros.nodes.worker import Frame, Segmented, Worker
 if TYPE_CHECKING:
     from blabberseg_ros.nodes.heatmap_node import HeatmapNode
 
-# Best effort meets reliable and best-effort cameras alike.
-CAMERA_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1,
-                        reliability=ReliabilityPolicy.BEST_EFFORT)
+RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
+CAMERA_PERIOD_S = 0.5
 NANOSECONDS_PER_SECOND = 1_000_000_000
 
 
@@ -46,12 +44,13 @@ class Stream:
         self._overlay = node.create_lifecycle_publisher(Image, '~/overlay', 1)
         compressed = node.values.image_transport == 'compressed'
         self._topic = node.values.img_topic + ('/compressed' if compressed else '')
+        self._kind: type = CompressedImage if compressed else Image
         self._decode: Any = decode_compressed if compressed else to_rgb
-        self._subscription = node.create_subscription(
-            CompressedImage if compressed else Image, self._topic, self._on_image, CAMERA_QOS,
-            callback_group=MutuallyExclusiveCallbackGroup(),
-            event_callbacks=_events(self._on_incompatible_qos),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies())
+        self._group = MutuallyExclusiveCallbackGroup()
+        self._reliability = RELIABLE
+        self._subscription = self._subscribe()
+        node.create_timer(CAMERA_PERIOD_S, self._match_cameras,
+                          callback_group=MutuallyExclusiveCallbackGroup())
 
     @property
     def running(self) -> bool:
@@ -62,6 +61,31 @@ class Stream:
         return mode == 'always' or any(
             publisher.get_subscription_count()
             for publisher in (self._heatmap, self._probability, self._overlay))
+
+    def _subscribe(self) -> Any:
+        """Listen to the cameras, to the newest frame only."""
+        return self._node.create_subscription(
+            self._kind, self._topic, self._on_image,
+            QoSProfile(depth=1, reliability=self._reliability), callback_group=self._group)
+
+    def _match_cameras(self) -> None:
+        """Listen reliably, or with best effort while a camera has no more to offer.
+
+        Best effort alone would match every camera, but loses most frames of more than half a
+        megabyte: 640 x 480 pixels overflow Fast DDS' default shared memory, 512 KB, and nobody
+        sends them again (49 of 50 frames were lost on an idle machine, with reliable none).
+        """
+        offered = {publisher.qos_profile.reliability for publisher in
+                   self._node.get_publishers_info_by_topic(self._subscription.topic_name)}
+        if not offered:
+            return
+        wanted = BEST_EFFORT if BEST_EFFORT in offered else RELIABLE
+        if wanted == self._reliability:
+            return
+        self._reliability = wanted
+        self._node.get_logger().info(f'listening to {self._topic}: {wanted.name.lower()}')
+        self._node.destroy_subscription(self._subscription)
+        self._subscription = self._subscribe()
 
     def _on_image(self, message: Any) -> None:
         try:
@@ -113,19 +137,3 @@ class Stream:
         reason = str(error) if isinstance(error, BlabbersegError) else f'internal error: {error!r}'
         self._statistics.refused('frames', reason)
         self._node.get_logger().warning(f'frame refused: {reason}', throttle_duration_sec=1.0)
-
-    def _on_incompatible_qos(self, event: Any) -> None:
-        policy = qos_policy_name_from_kind(event.last_policy_kind)
-        self._node.get_logger().warning(
-            f'a camera publishes {self._topic} with another {policy} quality of service, so none '
-            f'of its frames arrive here. Start this node with the parameter '
-            f'qos_overrides.{self._topic}.subscription.reliability set to best_effort (the '
-            'default), or change the camera')
-
-
-def _events(incompatible_qos: Any) -> Any:
-    try:
-        from rclpy.event_handler import SubscriptionEventCallbacks
-    except ImportError:  # Humble
-        from rclpy.qos_event import SubscriptionEventCallbacks
-    return SubscriptionEventCallbacks(incompatible_qos=incompatible_qos)

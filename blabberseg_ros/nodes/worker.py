@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +30,8 @@ REQUESTS_IN_A_ROW = 4
 WARM_UP_PX = 352
 
 T = TypeVar('T')
+# Gives a caller what has been worked out for it.
+Reply = Callable[[], None]
 
 
 class Withdrawn(EngineError):
@@ -109,7 +112,8 @@ class Worker:
     Args:
         warn: is given a sentence when something went wrong that no caller is told.
         clock_ns: nanoseconds; marks when a prompt set came into use.
-        settled: is called on the worker's thread after each piece of work, with the segmenter.
+        settled: is called on the worker's thread after each piece of work, before its caller is
+            answered, with the segmenter.
     """
 
     def __init__(self, warn: Callable[[str], object], clock_ns: Callable[[], int] = time.time_ns,
@@ -260,14 +264,18 @@ class Worker:
             step = self._next_step()
             if step is None:
                 break
-            # Each step answers its own caller; what gets here is a bug, and must not end the
-            # thread on which every answer depends.
+            # Each step catches what goes wrong for its caller; what gets here is a bug, and must
+            # not end the thread on which every answer depends.
             try:
-                step()
-                self._settled(self._keeper.segmenter)
+                reply = step()
+                try:
+                    self._settled(self._keeper.segmenter)
+                finally:
+                    reply()
+                # Else the last image would live until the next step.
+                del reply
             except Exception as error:
                 self._warn(f'internal error in the worker, work goes on: {error!r}')
-            # Else the last step, and with it an image, would live until the next one.
             del step
         self._refuse_waiting('the node is shutting down')
         try:
@@ -275,7 +283,7 @@ class Worker:
         except Exception as error:
             self._warn(f'the model did not close cleanly: {error!r}')
 
-    def _next_step(self) -> Callable[[], None] | None:
+    def _next_step(self) -> Callable[[], Reply] | None:
         """Wait for work; return None when the thread shall end."""
         with self._changed:
             while not self._stopping:
@@ -304,20 +312,29 @@ class Worker:
                 self._changed.wait(frame_in_s)
             return None
 
-    def _run_request(self, request: _Request) -> None:
-        _answer(request.future, lambda: self._segment(
+    def _run_request(self, request: _Request) -> Reply:
+        return _answer(request.future, lambda: self._segment(
             request.image, request.prompts, request.fusion, deadline_s=request.deadline_s))
 
-    def _run_frame(self, frame: Frame) -> None:
+    def _run_frame(self, frame: Frame) -> Reply:
         try:
             image = frame.image()
-            if image is not None:
-                frame.deliver(self._segment(
-                    image, None, frame.fusion, with_probability=frame.with_probability))
+            if image is None:
+                return _no_reply
+            answer = self._segment(
+                image, None, frame.fusion, with_probability=frame.with_probability)
         except Exception as error:
-            frame.fail(error)
+            return partial(frame.fail, error)
 
-    def _encode_step(self, encoding: _Encoding) -> None:
+        def deliver() -> None:
+            try:
+                frame.deliver(answer)
+            except Exception as error:
+                frame.fail(error)
+
+        return deliver
+
+    def _encode_step(self, encoding: _Encoding) -> Reply:
         """Encode one more prompt of a set; after the last one the set comes into use."""
         try:
             part = next(encoding.steps, None)
@@ -325,17 +342,15 @@ class Worker:
             encoding.encode_ms += report.encode_ms
             encoding.encoded += report.encoded
             if part is not None:
-                return
+                return _no_reply
             report = replace(report, encoded=encoding.encoded, encode_ms=encoding.encode_ms)
             change = PromptChange(encoding.prompts, report, self._clock_ns())
         except Exception as error:
             self._encoding = None
-            _fail(encoding.future, error)
-            return
+            return partial(_fail, encoding.future, error)
         self._encoding = None
         self._prompts = change
-        if encoding.future.set_running_or_notify_cancel():
-            encoding.future.set_result(change)
+        return _answer(encoding.future, lambda: change)
 
     def _segment(self, image: np.ndarray, prompts: PromptSet | None, fusion: FusionOptions, *,
                  with_probability: bool = False, deadline_s: float = float('inf')) -> Segmented:
@@ -367,16 +382,18 @@ class Worker:
             _fail(future, Withdrawn(f'not answered, because {reason}'))
 
 
-def _answer(future: 'Future[T]', work: Callable[[], T]) -> None:
-    """Run work for a future, unless its caller has given up."""
+def _no_reply() -> None:
+    """Answer nobody."""
+
+
+def _answer(future: 'Future[T]', work: Callable[[], T]) -> Reply:
+    """Run work for a future, unless its caller has given up; return what answers it."""
     if not future.set_running_or_notify_cancel():
-        return
+        return _no_reply
     try:
-        result = work()
+        return partial(future.set_result, work())
     except Exception as error:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+        return partial(future.set_exception, error)
 
 
 def _fail(future: 'Future[Any]', error: Exception) -> None:

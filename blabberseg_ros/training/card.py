@@ -54,7 +54,8 @@ def write_card(name: str, config: dict[str, Any], words: int,
     model, optimiser = config['model'], config['optimiser']
     text = _HEAD.format(
         name=name, variant=f'rd{model["reduce_dim"]}, {model["head"]} head', words=words,
-        worlds=config['worlds']['train'], seed=config['seed'], steps=optimiser['steps'],
+        worlds=config['worlds']['skip'] + config['worlds']['train'], seed=config['seed'],
+        steps=config['earlier_steps'] + optimiser['steps'],
         batch_size=optimiser['batch_size'],
         **{key: model[key] for key in ('vision_width', 'vision_layers', 'text_width',
                                        'text_layers', 'reduce_dim')})

@@ -20,6 +20,8 @@ class WorldsConfig:
         validation: number of worlds on which thresholds are chosen.
         test: number of worlds of each kind of test (known families, held-out families).
         views: camera views of each validation and test world.
+        skip: training worlds to leave out at the front, so that a run which continues another
+            sees new ones.
         size_m: side of a world.
         resolution_m: ground size of a world's pixel.
         first: worlds that are there before the first step.
@@ -32,6 +34,7 @@ class WorldsConfig:
     validation: int = 10
     test: int = 10
     views: int = 8
+    skip: int = 0
     size_m: float = 240.0
     resolution_m: float = 0.1
     first: int = 28
@@ -94,6 +97,8 @@ class LossConfig:
         text: read-out of the classes from a prompt's conditional.
         image: read-out of a coarse class map from the image code.
         balance: exponent of a class's rarity in its weight; 0 weighs all pixels alike.
+        polarity_balance: exponent of the class weights in the polarity loss; 0 weighs all pixels
+            alike there.
         stride: the prompted losses look at every stride-th row and column, from a random first
             one on. Neighbouring pixels tell almost the same, and their logits are most of the
             memory traffic of an update.
@@ -105,14 +110,21 @@ class LossConfig:
     text: float = 0.5
     image: float = 1.0
     balance: float = 0.5
+    polarity_balance: float = 0.5
     stride: int = 3
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run; the same values give the same run."""
+    """A training run; the same values give the same run.
+
+    Attributes:
+        seed: of everything that is random.
+        earlier_steps: updates of the runs that this one continues.
+    """
 
     seed: int = 0
+    earlier_steps: int = 0
     worlds: WorldsConfig = field(default_factory=WorldsConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)

@@ -81,7 +81,7 @@ def prompt_losses(logits: Tensor, labels: Tensor, targets: Targets, class_weight
     wrong = everything - torch.where(safe, log_safe, log_unsafe)
     # A set of one polarity alone teaches nothing about the other.
     both = (positive.any(1) & negative.any(1))[:, None, None]
-    polarity = _mean(wrong, ((safe ^ unsafe) & both).float())
+    polarity = _mean(wrong, weight ** config.polarity_balance * ((safe ^ unsafe) & both))
 
     each = functional.binary_cross_entropy_with_logits(
         logits, covered.float(), reduction='none')

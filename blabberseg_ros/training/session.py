@@ -47,7 +47,7 @@ class Session:
     """Trains, judges and exports; everything lands in one folder."""
 
     def __init__(self, config: TrainConfig, out: Path, device: torch.device, workers: int,
-                 real_frames: Path | None = None) -> None:
+                 real_frames: Path | None = None, start: ClipSeg | None = None) -> None:
         """Remember what to do.
 
         Args:
@@ -56,12 +56,14 @@ class Session:
             device: to train on.
             workers: processes that generate worlds.
             real_frames: folder of hand-labelled frames to report on, if there is one.
+            start: network to continue from; None for fresh weights.
         """
         self._config = config
         self._out = out
         self._device = device
         self._workers = workers
         self._real_frames = real_frames
+        self._start = start
         self._started = time.monotonic()
         self._saved_at = self._validated_at = self._started
         self._last_call_s = math.inf
@@ -85,7 +87,8 @@ class Session:
             tokenizer = Tokenizer.from_file(tokenizer_json)
             validation = pool.views('validation', self._config.worlds.validation)
             feed = pool.maps('train', self._config.worlds.train)
-            trainer = Trainer(self._config, tokenizer, _token_ids(tokenizer), feed, self._device)
+            trainer = Trainer(self._config, tokenizer, _token_ids(tokenizer), feed, self._device,
+                              self._start)
             trainer.run(lambda progress: self._report(progress, trainer, tokenizer, validation),
                         self._say, deadline_s)
             model = rounded_to_half(trainer.averaged)
@@ -151,7 +154,8 @@ def export_demo(model: ClipSeg, config: TrainConfig, metrics: dict[str, Any] | N
     vocabulary = training_vocabulary()
     export_bundle(
         model.cpu(), folder, name=BUNDLE_NAME, storage='fp16', tokenizer_json=tokenizer_json,
-        source=f'blabberseg train-demo, seed {config.seed}, {config.optimiser.steps} steps; '
+        source=f'blabberseg train-demo, seed {config.seed}, '
+               f'{config.earlier_steps + config.optimiser.steps} updates; '
                'trained from scratch on the procedural world of blabberseg_ros.sim',
         licence='Apache-2.0', vocabulary=vocabulary,
         card=write_card(BUNDLE_NAME, asdict(config), len(vocabulary), metrics))

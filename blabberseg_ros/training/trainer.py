@@ -152,7 +152,7 @@ class Trainer:
     """One training run."""
 
     def __init__(self, config: TrainConfig, tokenizer: Tokenizer, token_ids: Sequence[int],
-                 feed: MapFeed, device: torch.device) -> None:
+                 feed: MapFeed, device: torch.device, start: ClipSeg | None = None) -> None:
         """Make the network and reserve room for the worlds.
 
         Args:
@@ -161,13 +161,17 @@ class Trainer:
             token_ids: of all words that training can show.
             feed: training worlds in order.
             device: to train on.
+            start: network to continue from; None for fresh weights.
         """
         self._config = config
         self._tokens = PromptTokens(tokenizer)
         self._feed = feed
         self._device = device
         self.model = build_model(config, device)
-        warm_token_embedding(self.model, token_ids, config.seed)
+        if start is None:
+            warm_token_embedding(self.model, token_ids, config.seed)
+        else:
+            self.model.load_state_dict(start.state_dict())
         # Shapes never change; fused kernels save a third of the memory traffic on a GPU.
         compiled: Callable[[Any], Any] = torch.compile if device.type == 'cuda' else _unchanged
         self._encode = compiled(self.model.encode_images)
@@ -178,7 +182,7 @@ class Trainer:
             nn.ModuleList((self.model, self._read_outs)), config.optimiser, device)
         side_px = round(config.worlds.size_m / config.worlds.resolution_m)
         self._store = WorldStore(config.worlds.train, side_px, CLASS_COUNT, device)
-        self._generator = torch.Generator(device).manual_seed(config.seed)
+        self._generator = torch.Generator(device).manual_seed(config.seed + config.earlier_steps)
         self._weights: Tensor | None = None
         self._mean, self._std = (torch.tensor(values, device=device)[:, None, None]
                                  for values in (config.model.mean, config.model.std))
@@ -256,7 +260,7 @@ class Trainer:
         """Do one update of the network and of its average."""
         config = self._config
         optimiser = config.optimiser
-        rng = random.Random(f'{config.seed} {step}')
+        rng = random.Random(f'{config.seed} {config.earlier_steps + step}')
         draws = [sample_prompts(rng) for _ in range(optimiser.prompt_sets)]
         prompts = self._prompt_batch(
             [draws[number % len(draws)] for number in range(optimiser.batch_size)])

@@ -130,7 +130,7 @@ class WorldPool:
 
     def maps(self, use: str, count: int) -> 'MapFeed':
         """Ask for `count` worlds, a few of them at a time."""
-        return MapFeed(self._submit, use, count, ahead=3 * self._workers)
+        return MapFeed(self._submit, use, self._config.skip, count, ahead=3 * self._workers)
 
     def _submit(self, function: Any, job: WorldJob) -> 'Future[Any]':
         if self._pool is None:
@@ -141,10 +141,11 @@ class WorldPool:
 class MapFeed:
     """Maps in order, generated a little ahead of their use."""
 
-    def __init__(self, submit: Any, use: str, count: int, ahead: int) -> None:
+    def __init__(self, submit: Any, use: str, first: int, count: int, ahead: int) -> None:
         """Ask for the first `ahead` maps."""
         self._submit = submit
-        self._jobs: Iterator[WorldJob] = iter([WorldJob(use, index) for index in range(count)])
+        self._jobs: Iterator[WorldJob] = iter(
+            [WorldJob(use, index) for index in range(first, first + count)])
         self._waiting: deque[Future[Map]] = deque()
         for _ in range(ahead):
             self._ask()

@@ -141,7 +141,6 @@ def bad_values():
     yield 'negative_prompts', ['  ']
     yield 'prompt_template', 'no place'
     yield 'no_such_parameter', 1
-    yield 'qos_overrides./camera/image.subscription.depth', 9
 
 
 @pytest.mark.parametrize(('name', 'value'), [

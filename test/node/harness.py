@@ -17,10 +17,16 @@ import rclpy
 from blabberseg_interfaces.srv import GetPrompts, SetPrompts
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import ChangeState, GetState
-from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
+from rcl_interfaces.srv import (
+    DescribeParameters,
+    GetParameters,
+    SetParameters,
+    SetParametersAtomically,
+)
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.time import Time
 from ros2_open_voc_landing_heatmap_srv.srv import GetLandingHeatmap
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
@@ -30,13 +36,26 @@ from blabberseg_ros.nodes.images import to_message
 ROOT = Path(__file__).resolve().parents[2]
 NAME = 'generate_landing_heatmap'
 CAMERA_TOPIC = '/camera/image'
+# The promise for heatmaps. All other deadlines only end what hangs, on a busy machine as well.
 ANSWER_S = 5.0
-START_S = 60.0
+START_S = DEADLINE_S = 60.0
+
+SERVICES = {
+    GetLandingHeatmap: NAME,
+    SetPrompts: f'{NAME}/set_prompts',
+    GetPrompts: f'{NAME}/get_prompts',
+    DescribeParameters: f'{NAME}/describe_parameters',
+    GetParameters: f'{NAME}/get_parameters',
+    SetParameters: f'{NAME}/set_parameters',
+    SetParametersAtomically: f'{NAME}/set_parameters_atomically',
+    ChangeState: f'{NAME}/change_state',
+    GetState: f'{NAME}/get_state',
+}
 
 T = TypeVar('T')
 
 
-def until(probe: Callable[[], T | None], timeout_s: float = ANSWER_S, what: str = '') -> T:
+def until(probe: Callable[[], T | None], timeout_s: float = DEADLINE_S, what: str = '') -> T:
     """Poll until the probe gives something that counts as true, and return it."""
     deadline_s = time.monotonic() + timeout_s
     while True:
@@ -46,6 +65,13 @@ def until(probe: Callable[[], T | None], timeout_s: float = ANSWER_S, what: str 
         if time.monotonic() > deadline_s:
             raise AssertionError(f'not within {timeout_s} s: {what or probe}')
         time.sleep(0.02)
+
+
+def is_done(future: Any, timeout_s: float) -> bool:
+    """Wait for rclpy's future, which another thread sets; return whether it came in time."""
+    done = threading.Event()
+    future.add_done_callback(lambda _: done.set())
+    return done.wait(timeout_s)
 
 
 def scene(height: int = 120, width: int = 160, seed: int = 0) -> np.ndarray:
@@ -103,13 +129,13 @@ class NodeProcess:
     def output(self) -> str:
         return self.log.read_text(errors='replace')
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 10.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = DEADLINE_S) -> int:
         """End the process, politely at first, and return its exit code."""
         if self.alive:
             self._process.send_signal(number)
         return self.wait(timeout_s)
 
-    def wait(self, timeout_s: float) -> int:
+    def wait(self, timeout_s: float = DEADLINE_S) -> int:
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -131,6 +157,9 @@ class Peer:
         self._clients: dict[str, Any] = {}
         self.received: dict[str, list[Any]] = {}
         self.listen(DiagnosticArray, '/diagnostics')
+        for kind, name in SERVICES.items():
+            self._client(kind, name)
+        self._is_known = False
         self._thread.start()
 
     def _spin(self) -> None:
@@ -152,32 +181,50 @@ class Peer:
     def ignore(self, subscription: Any) -> None:
         self.node.destroy_subscription(subscription)
 
-    def camera(self, reliability: ReliabilityPolicy = ReliabilityPolicy.BEST_EFFORT) -> Any:
+    def camera(self, reliability: ReliabilityPolicy = ReliabilityPolicy.RELIABLE) -> Any:
         """Return a publisher on the camera topic that the node has found."""
         publisher = self.node.create_publisher(
             Image, CAMERA_TOPIC, QoSProfile(depth=1, reliability=reliability))
         until(publisher.get_subscription_count, START_S, 'the node subscribes to the camera')
         return publisher
 
+    def _client(self, kind: type, name: str) -> Any:
+        if name not in self._clients:
+            # Answers that come in a burst would push each other out of a queue of the usual 10.
+            self._clients[name] = self.node.create_client(
+                kind, name, qos_profile=QoSProfile(depth=100))
+        return self._clients[name]
+
+    def _get_known(self) -> None:
+        """Wait until the node has discovered the clients, and would not lose their answers.
+
+        It discovers them in the order of their creation, so an answer to the last one will do.
+        """
+        client = self._client(GetState, SERVICES[GetState])
+
+        def answered() -> bool:
+            assert self.process.alive, self.process.output
+            future = client.call_async(GetState.Request())
+            return client.wait_for_service(1.0) and is_done(future, 1.0)
+
+        until(answered, START_S, f'the node answers:\n{self.process.output}')
+        self._is_known = True
+
     def start_call(self, kind: type, name: str, request: Any) -> Any:
         """Send a request and return rclpy's future."""
-        client = self._clients.get(name)
-        if client is None:
-            # Answers that come in a burst would push each other out of a queue of the usual 10.
-            client = self._clients[name] = self.node.create_client(
-                kind, name, qos_profile=QoSProfile(depth=100))
+        if not self._is_known:
+            self._get_known()
+        client = self._client(kind, name)
         if not client.wait_for_service(START_S):
             raise AssertionError(f'no service {name}:\n{self.process.output}')
         return client.call_async(request)
 
-    def finish(self, future: Any, timeout_s: float = ANSWER_S) -> Any:
-        done = threading.Event()
-        future.add_done_callback(lambda _: done.set())
-        if not done.wait(timeout_s):
+    def finish(self, future: Any, timeout_s: float = DEADLINE_S) -> Any:
+        if not is_done(future, timeout_s):
             raise AssertionError(f'no answer within {timeout_s} s:\n{self.process.output}')
         return future.result()
 
-    def call(self, kind: type, name: str, request: Any, timeout_s: float = ANSWER_S) -> Any:
+    def call(self, kind: type, name: str, request: Any, timeout_s: float = DEADLINE_S) -> Any:
         return self.finish(self.start_call(kind, name, request), timeout_s)
 
     def heatmap(self, image: np.ndarray | Image | None = None,
@@ -185,7 +232,7 @@ class Peer:
         return self.send(heatmap_request(image, **fields))
 
     def send(self, request: GetLandingHeatmap.Request) -> GetLandingHeatmap.Response:
-        return self.call(GetLandingHeatmap, NAME, request)
+        return self.call(GetLandingHeatmap, NAME, request, ANSWER_S)
 
     def set_prompts(self, positive: list[str], negative: list[str],
                     template: str = '') -> SetPrompts.Response:
@@ -211,10 +258,10 @@ class Peer:
                              GetParameters.Request(names=[name]))
         return parameter_value_to_python(response.values[0])
 
-    def change_state(self, transition: int, timeout_s: float = START_S) -> bool:
+    def change_state(self, transition: int) -> bool:
         request = ChangeState.Request()
         request.transition.id = transition
-        return self.call(ChangeState, f'{NAME}/change_state', request, timeout_s).success
+        return self.call(ChangeState, f'{NAME}/change_state', request).success
 
     def state(self) -> str:
         return self.call(GetState, f'{NAME}/get_state', GetState.Request()).current_state.label
@@ -225,19 +272,24 @@ class Peer:
 
     def diagnostics(self, wanted: Callable[[DiagnosticStatus, dict[str, str]], bool] =
                     lambda status, values: True) -> tuple[DiagnosticStatus, dict[str, str]]:
-        """Return the first report from now on that is as wanted."""
+        """Return the first report from now on that is as wanted.
+
+        One that was made earlier may still arrive, hence the stamps.
+        """
         messages = self.received['/diagnostics']
-        position = len(messages)
+        position, now_ns = len(messages), self.node.get_clock().now().nanoseconds
 
         def probe() -> tuple[DiagnosticStatus, dict[str, str]] | None:
             for message in messages[position:]:
+                if Time.from_msg(message.header.stamp).nanoseconds < now_ns:
+                    continue
                 status = message.status[0]
                 values = {item.key: item.value for item in status.values}
                 if wanted(status, values):
                     return status, values
             return None
 
-        return until(probe, 10.0, 'the diagnostics are as wanted')
+        return until(probe, what='the diagnostics are as wanted')
 
     def counters(self) -> dict[str, int]:
         """Return the whole numbers of the next diagnostics."""

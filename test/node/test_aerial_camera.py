@@ -29,7 +29,7 @@ INFO = '/carla/flying_sensor/rgb_down/camera_info'
 TWIST = '/quadctrl/flying_sensor/ctrl_twist_sp'
 # A small world is made in a second.
 SMALL = {'world_size_m': 60.0, 'seed': 3, 'rate_hz': 20.0}
-START_S, ANSWER_S = 60.0, 10.0
+START_S = DEADLINE_S = 60.0
 
 
 class Pilot:
@@ -101,7 +101,7 @@ def end(process: NodeProcess, number: signal.Signals = signal.SIGTERM) -> int:
 
 def finish(process: NodeProcess) -> int:
     try:
-        until(lambda: process.exit_code is not None, 15.0, 'the camera ends')
+        until(lambda: process.exit_code is not None, DEADLINE_S, 'the camera ends')
     except AssertionError:
         process.kill()
         raise
@@ -156,7 +156,7 @@ def test_frames_depth_and_model_belong_together(start, pilot, parameters, size):
         return [next(message for message in pilot.received[topic] if stamp(message) in wanted)
                 for topic in (DEPTH, INFO, '/aerial_camera/pose')] if wanted else []
 
-    depth, info, pose = until(same_stamp, ANSWER_S, 'one stamp on all topics')
+    depth, info, pose = until(same_stamp, DEADLINE_S, 'one stamp on all topics')
     assert (depth.width, depth.height, depth.encoding) == (*size, '32FC1')
     metres = pixels(depth, np.float32)
     assert metres.max() == pytest.approx(40.0, abs=0.1)
@@ -182,9 +182,9 @@ def fly_and_stop(pilot: Pilot, command: dict[str, float], axis: int, sign: int) 
     """Fly 2 m along an axis, wait until it hovers, and return the way east, north and up."""
     before = pilot.position
     pilot.fly(**command)
-    until(lambda: sign * (pilot.position[axis] - before[axis]) > 2.0, ANSWER_S, str(command))
+    until(lambda: sign * (pilot.position[axis] - before[axis]) > 2.0, DEADLINE_S, str(command))
     pilot.fall_silent()
-    until(lambda: at_rest(pilot), ANSWER_S, 'it hovers')
+    until(lambda: at_rest(pilot), DEADLINE_S, 'it hovers')
     return [now - then for now, then in zip(pilot.position, before, strict=True)]
 
 
@@ -229,7 +229,7 @@ def test_a_folder_of_images_is_played(start, pilot, tmp_path):
     def shown() -> list[int]:
         return [int(message.data[0]) for message in pilot.received[RGB]]
 
-    until(lambda: {40, 140, 240} <= set(shown()) and len(shown()) > 6, ANSWER_S,
+    until(lambda: {40, 140, 240} <= set(shown()) and len(shown()) > 6, DEADLINE_S,
           'all images, over again')
 
 
@@ -238,7 +238,7 @@ def test_a_video_is_played(start, pilot, shared_dir):
     start(source=str(video))
     first = to_rgb(pilot.next(RGB)).copy()
     assert first.shape == (352, 352, 3)
-    until(lambda: not np.array_equal(to_rgb(pilot.received[RGB][-1]), first), ANSWER_S,
+    until(lambda: not np.array_equal(to_rgb(pilot.received[RGB][-1]), first), DEADLINE_S,
           'the picture changes')
 
 

@@ -119,7 +119,8 @@ def test_a_stopped_demo_takes_its_nodes_along(demo, tmp_path, number):
     process.send_signal(number)
     assert process.wait(DEADLINE_S) == 130
     assert 'Traceback' not in output_of(tmp_path)
-    until(lambda: not any(alive(pid) for pid in nodes.values()), 5.0, 'the nodes are gone')
+    until(lambda: not any(alive(pid) for pid in nodes.values()),
+          what='the nodes are gone')
 
 
 def test_a_bundle_that_is_not_there_is_named(tmp_path, environment):

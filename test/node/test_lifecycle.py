@@ -83,7 +83,7 @@ def test_a_missing_bundle_is_waited_for(start_node, random_bundle, tmp_path):
     assert 'late' in status.message
     assert 'active' not in peer.state()
     shutil.copytree(random_bundle, folder)
-    until(lambda: peer.state() == 'active', 30.0)
+    until(lambda: peer.state() == 'active')
     assert peer.heatmap().success
 
 
@@ -137,7 +137,7 @@ def test_prompts_come_from_a_file(start_node, tmp_path):
 ])
 def test_bad_parameters_at_the_start_are_told_in_one_line(start_node, parameters, reason):
     process = start_node(**parameters).process
-    assert process.wait(START_S) == 2
+    assert process.wait() == 2
     assert 'The node does not start' in process.output
     assert reason in process.output
     assert 'Traceback' not in process.output
@@ -156,17 +156,17 @@ def test_signals_end_it_cleanly(start_node, number, busy):
             publisher.publish(message)
             return peer.counters()['frames_answered'] > 0
 
-        until(working, 15.0)
+        until(working)
         for _ in range(10):
             publisher.publish(message)
-    assert peer.process.stop(number, timeout_s=8.0) == 0
+    assert peer.process.stop(number) == 0
     assert 'Traceback' not in peer.process.output
 
 
 def test_a_signal_during_loading_ends_it_cleanly(start_node):
     peer = start_node(autostart='true')
     until(lambda: peer.received['/diagnostics'], START_S, 'the node is up')
-    assert peer.process.stop(signal.SIGINT, timeout_s=8.0) == 0
+    assert peer.process.stop(signal.SIGINT) == 0
     assert 'Traceback' not in peer.process.output
 
 
@@ -178,7 +178,7 @@ def test_started_by_a_shell_in_the_background_it_still_hears_sigint(start_node):
     ignored = int(next(line.split()[1] for line in status if line.startswith('SigIgn')), 16)
     assert not ignored & 1 << (signal.SIGINT - 1)
     subprocess.run(['kill', '-INT', str(peer.process.pid)], check=True)
-    assert peer.process.wait(8.0) == 0
+    assert peer.process.wait() == 0
 
 
 def test_the_same_mask_after_a_restart_without_the_text_tower(start_node, tmp_path):

@@ -50,7 +50,7 @@ class Camera:
             time.sleep(period_s)  # the period of the camera
             return probe()
 
-        return until(send_and_probe, 15.0)
+        return until(send_and_probe)
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +174,7 @@ def test_overload_drops_frames_and_keeps_the_newest(live, camera, listen):
             camera.send(image)
         return live.counters()['frames_dropped'] > before['frames_dropped']
 
-    until(flood, 15.0)
+    until(flood)
     # Whatever was dropped: a frame sent now is answered at once, for there is no backlog.
     newest = camera.send()
     camera.send_until(lambda: any(stamp_of(item) >= newest for item in received))
@@ -220,13 +220,16 @@ def test_age_of_the_last_frame_is_watched(live, camera, listen):
     camera.send_until(
         lambda: live.diagnostics()[0].level == DiagnosticStatus.OK, period_s=0.01)
     # The camera falls silent.
-    status, values = live.diagnostics(
-        lambda status, values: status.level == DiagnosticStatus.WARN)
-    assert 0.5 < float(values['last_frame_age_s']) <= 1.0
-    status, values = live.diagnostics(
-        lambda status, values: status.level == DiagnosticStatus.ERROR)
-    assert float(values['last_frame_age_s']) > 1.0
-    assert 'no usable frame' in status.message
+    reports = []
+    live.diagnostics(lambda status, values: reports.append((status, values))
+                     or status.level == DiagnosticStatus.ERROR)
+    for status, values in reports:
+        age_s = float(values['last_frame_age_s'])
+        if 0.501 < age_s < 0.999:
+            assert status.level == DiagnosticStatus.WARN
+        assert (status.level == DiagnosticStatus.OK) <= (age_s < 0.501)
+        assert (status.level == DiagnosticStatus.ERROR) <= (age_s > 0.999)
+    assert 'no usable frame' in reports[-1][0].message
 
 
 def test_diagnostics_tell_engine_rates_and_latencies(live, camera, listen):
@@ -255,6 +258,6 @@ def test_bad_frames_are_counted_and_do_no_harm(live, camera, listen):
         camera.publisher.publish(bad)
         return live.counters()['frames_refused'] > before['frames_refused']
 
-    until(send_bad, 10.0)
+    until(send_bad)
     received.clear()
     camera.send_until(lambda: received)

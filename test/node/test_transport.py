@@ -6,6 +6,9 @@ import pytest
 from harness import CAMERA_TOPIC, scene, until
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from blabberseg_ros.nodes.images import to_message
 
 
 @pytest.mark.parametrize('extension', ['.jpg', '.png'])
@@ -22,13 +25,29 @@ def test_compressed_transport(start_node, extension):
         publisher.publish(message)
         return peer.counters()['frames_answered'] > 0
 
-    until(answered, 20.0)
+    until(answered)
 
 
-def test_a_camera_that_cannot_be_heard_is_told_with_the_remedy(start_node):
-    reliability = f'qos_overrides.{CAMERA_TOPIC}.subscription.reliability'
-    peer = start_node(**{reliability: 'reliable'})
+def test_the_subscription_follows_the_cameras(start_node):
+    """Large frames need a reliable one; a camera that sends with best effort would not match."""
+    peer = start_node(stream='always')
     peer.wait_active()
-    peer.node.create_publisher(
-        Image, CAMERA_TOPIC, QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
-    until(lambda: 'RELIABILITY' in peer.process.output and reliability in peer.process.output)
+    large = to_message(scene(480, 640), 'rgb8', Header())
+
+    def hears(publisher, message):
+        def heard():
+            publisher.publish(message)
+            return peer.counters()['frames_received'] > before
+
+        before = peer.counters()['frames_received']
+        return until(heard)
+
+    reliable = peer.camera(ReliabilityPolicy.RELIABLE)
+    assert hears(reliable, large)
+    poor = peer.node.create_publisher(Image, CAMERA_TOPIC, QoSProfile(
+        depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    assert hears(poor, to_message(scene(), 'rgb8', Header()))
+    peer.node.destroy_publisher(poor)
+    until(lambda: 'camera/image: reliable' in peer.process.output)
+    until(reliable.get_subscription_count)
+    assert hears(reliable, large)

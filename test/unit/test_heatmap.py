@@ -120,7 +120,8 @@ def test_resize_is_bilinear_and_not_area():
 
 
 @pytest.mark.parametrize('field', [
-    {'safety_threshold': float('nan')}, {'safety_threshold': 0.0}, {'safety_threshold': -.2}, {'dynamic_threshold': float('inf')},
+    {'safety_threshold': float('nan')}, {'safety_threshold': 0.0}, {'safety_threshold': -.2},
+    {'dynamic_threshold': float('inf')},
     {'blur_kernel_size': 0}, {'blur_kernel_size': -3}, {'blur_kernel_size': 128},
     {'min_threshold': -.1}, {'on_failure': 'white'}])
 def test_options_out_of_bounds_are_refused_by_name(field):

@@ -28,7 +28,7 @@ LAUNCH_FILE = ROOT / 'launch' / 'aerialview.launch.py'
 MANIFESTS = [ROOT / 'package.xml', *sorted((ROOT / 'interfaces').glob('*/package.xml'))]
 SOURCES = [path for folder in ('blabberseg_ros', 'test', 'scripts', 'launch', 'interfaces')
            for path in sorted((ROOT / folder).rglob('*'))
-           if path.suffix in ('.py', '.srv') and '__pycache__' not in path.parts]
+           if path.suffix in ('.py', '.srv', '.js', '.css') and '__pycache__' not in path.parts]
 # ROS modules whose package has another name.
 PACKAGE_OF_MODULE = {'tf2_ros': 'tf2_ros_py'}
 DISTRIBUTION_OF_MODULE = {
@@ -146,12 +146,11 @@ def test_wheel_holds_everything(wheel):
             'launch/aerialview.launch.py', 'config/prompts_dovesei.yaml',
             'config/clipseg_node.yaml'} <= installed
     assert not [name for name in installed if '/.' in name]
-    modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob('*.py')}
-    assert modules <= names
-    others = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob('*')
-              if path.is_file() and path.suffix not in ('.py', '.pyc')}
-    assert 'blabberseg_ros/py.typed' in others
-    assert others <= names
+    sources = {path.relative_to(wheel.parent / 'source').as_posix()
+               for path in (wheel.parent / 'source' / 'blabberseg_ros').rglob('*')
+               if path.is_file() and path.suffix != '.pyc'}
+    assert {'blabberseg_ros/py.typed', 'blabberseg_ros/nodes/heatmap_node.py'} <= sources
+    assert sources <= names
     scripts = dict(entry_points['console_scripts'])
     assert scripts['getlandingheatmap_service'] == scripts['clipseg_node']
     assert {'blabberseg', 'clipseg_node', 'aerial_camera', 'demo_client'} <= set(scripts)
