@@ -15,7 +15,7 @@ from blabberseg_ros.nodes.worker import MAX_WAITING_REQUESTS, Frame, Withdrawn, 
 from blabberseg_ros.prompts import PromptSet
 from blabberseg_ros.segmenter import PromptReport
 
-WAIT_S = 5.0
+WAIT_S = 30.0
 OLD = PromptSet(('old',), ('bad',))
 NEW = PromptSet(('new a', 'new b'), ('new c', 'new d'))
 FUSION = FusionOptions()
@@ -378,3 +378,22 @@ def test_a_bug_in_a_callback_does_not_end_the_thread(puppet, warnings):
     assert worker.segment(image(), None, FUSION, WAIT_S).result(WAIT_S).heatmap.success
     assert worker.stop(WAIT_S)
     assert any('internal error' in warning for warning in warnings)
+
+
+def test_figures_are_settled_before_the_caller_is_answered(puppet, warnings):
+    """Otherwise diagnostics right after an answer would not count its runs."""
+    futures, done_too_early = [], []
+
+    def settled(segmenter):
+        done_too_early.extend(future for future in futures if future.done())
+
+    worker = Worker(warnings.append, settled=settled)
+    worker.open(lambda: puppet).result(WAIT_S)
+    worker.set_prompts(OLD).result(WAIT_S)
+    puppet.hold()
+    futures.append(worker.segment(image(), None, FUSION, WAIT_S))
+    puppet.gate.set()
+    assert futures[0].result(WAIT_S).heatmap.success
+    assert worker.stop(WAIT_S)
+    assert not done_too_early
+    assert not warnings
