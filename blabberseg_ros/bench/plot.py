@@ -12,7 +12,7 @@ from blabberseg_ros.bench.jobs import DOVESEI, MAIN_PROMPTS, MAIN_SIZE_PX, ORIGI
 from blabberseg_ros.bench.records import BATCH, NEW_FRAME, NEW_PROMPTS, SAME_FRAME, read_rows
 
 _SCENARIOS = (NEW_FRAME, NEW_PROMPTS, SAME_FRAME, BATCH)
-_WIDTH, _LABEL, _RIGHT, _TOP, _STEP, _BAR = 860, 330, 150, 66, 30, 18
+_WIDTH, _LABEL, _RIGHT, _TOP, _STEP, _BAR = 960, 400, 170, 66, 30, 18
 # Readable on light and on dark pages alike.
 _TEXT, _QUIET, _GRID = '#6e7781', '#8b949e', '#8b949e55'
 _OURS, _THEIRS = '#1f8f5f', '#b5651d'
@@ -89,6 +89,11 @@ def draw(title: str, subtitle: str, bars: Sequence[Bar]) -> str:
             f'{escape(bar.label)}</text>'
             f'<rect x="{_LABEL}" y="{top}" width="{max(end - _LABEL, 1):.1f}" height="{_BAR}" '
             f'rx="2" fill="{_OURS if bar.ours else _THEIRS}"/>'
-            f'<text x="{end + 6:.1f}" y="{top + 14}" fill="{_TEXT}">{bar.time_ms:.3g} ms'
+            f'<text x="{end + 6:.1f}" y="{top + 14}" fill="{_TEXT}">{_rounded(bar.time_ms)} ms'
             f'{escape(bar.note)}</text>')
     return '\n'.join([*parts, '</svg>']) + '\n'
+
+
+def _rounded(time_ms: float) -> str:
+    """Return three digits, or all of those before the point: 0.984, 97.2, 9578."""
+    return f'{time_ms:.0f}' if time_ms >= 1000 else f'{time_ms:.3g}'
