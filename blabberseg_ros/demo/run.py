@@ -138,7 +138,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(
         prog='make demo ARGS=...', description=__doc__.partition('\n')[0])
-    parser.add_argument('--seed', type=int, default=7, help='world (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=2, help='world (default: %(default)s)')
     parser.add_argument('--seeds', type=_seeds, metavar='A..B',
                         help='fly once in each of these worlds and print a table')
     parser.add_argument('--family', default='', help='kind of world (default: by the seed)')
