@@ -7,8 +7,12 @@ import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blabberseg_ros.errors import ParameterError
+
+if TYPE_CHECKING:
+    from blabberseg_ros.models.clipseg import ClipSeg
 
 _DEFAULT_CONFIG = Path(__file__).resolve().parent.parent.parent / 'config' / 'train_demo.yaml'
 
@@ -28,8 +32,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument('--minutes', type=float, metavar='M',
                         help='end of training, counted from the start; the number of updates is '
                              'planned so and recorded (default: that of the configuration)')
-    parser.add_argument('--continue-from', type=Path, metavar='CHECKPOINT',
-                        help='start from these weights instead of fresh ones')
+    parser.add_argument('--continue-from', type=Path, metavar='CHECKPOINT|BUNDLE',
+                        help='start from these weights instead of fresh ones; for a bundle, which '
+                             'does not say how long it was trained, earlier_steps in the '
+                             'configuration counts')
     parser.add_argument('--device', help='torch device (default: cuda if there is one)')
     parser.add_argument('--workers', type=int, default=max((os.cpu_count() or 2) - 1, 1),
                         help='processes that generate worlds (default: %(default)s)')
@@ -47,7 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
         return _export(arguments.export_from, arguments.out)
     import torch
 
-    from blabberseg_ros.training.checkpoint import load_checkpoint
     from blabberseg_ros.training.config import TrainConfig
     from blabberseg_ros.training.session import Session
 
@@ -59,14 +64,25 @@ def run(arguments: argparse.Namespace) -> int:
         raise ParameterError(f'{name!r} is not a torch device; use cuda or cpu') from error
     start = None
     if arguments.continue_from is not None:
-        start, earlier = load_checkpoint(arguments.continue_from)
-        config = replace(config, model=earlier.model,
-                         earlier_steps=earlier.earlier_steps + earlier.optimiser.steps)
+        start, earlier_steps = _start(arguments.continue_from, config.earlier_steps)
+        config = replace(config, model=start.config, earlier_steps=earlier_steps)
     torch.set_float32_matmul_precision('high')
     torch.backends.cudnn.benchmark = True
     Session(config, arguments.out, device, arguments.workers, arguments.real_frames, start).run(
         arguments.minutes)
     return 0
+
+
+def _start(path: Path, earlier_steps: int) -> 'tuple[ClipSeg, int]':
+    """Return the network to continue from, and the updates that it has had."""
+    from blabberseg_ros.bundle import load_bundle
+    from blabberseg_ros.models.load_clipseg import load_clipseg
+    from blabberseg_ros.training.checkpoint import load_checkpoint
+
+    if path.is_dir():
+        return load_clipseg(load_bundle(path)), earlier_steps
+    model, config = load_checkpoint(path)
+    return model, config.earlier_steps + config.optimiser.steps
 
 
 def _export(checkpoint: Path, out: Path) -> int:
