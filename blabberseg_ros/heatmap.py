@@ -100,12 +100,10 @@ class Threshold:
     Attributes:
         value: the threshold found, or the last one tested.
         success: whether enough of the image is above it.
-        safe_fraction: fraction of the image above it.
     """
 
     value: float
     success: bool
-    safe_fraction: float
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,7 @@ def find_threshold(probability: np.ndarray, options: FusionOptions) -> Threshold
     index = bisect.bisect_left(table.tested, True, key=enough)
     success = index < len(table.tested)
     value = table.tested[index] if success else table.failed
-    return Threshold(value, success, _fraction_above(probability, value))
+    return Threshold(value, success)
 
 
 def apply_threshold(probability: np.ndarray, threshold: Threshold, on_failure: str) -> np.ndarray:

@@ -156,8 +156,7 @@ class ClipSegBackend(Backend):
         mask, found, *rest = engine.to_host(*(result[name] for name in names))
         table = threshold_table(fusion)
         success = bool(found[0] < len(table.tested))
-        threshold = Threshold(table.tested[found[0]] if success else table.failed, success,
-                              np.count_nonzero(mask) / mask.size)
+        threshold = Threshold(table.tested[found[0]] if success else table.failed, success)
         return Answer(rest[0] if rest else None, mask, threshold, not found[1],
                       (time.perf_counter() - started) * 1e3)
 

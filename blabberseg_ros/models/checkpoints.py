@@ -99,7 +99,7 @@ def _read_torch(path: Path) -> Any:
         raise _damaged(path, error) from error
     except BundleError:
         raise
-    except Exception as error:
+    except Exception as error:  # torch's readers raise anything on damaged bytes
         raise _damaged(path, error) from error
 
 

@@ -130,7 +130,7 @@ def import_hub(hub_id: str, input_size_px: int = 352, revision: str | None = Non
     try:
         folder = snapshot_download(hub_id, revision=revision,
                                    allow_patterns=['config.json', 'model.safetensors'])
-    except Exception as error:
+    except Exception as error:  # its HTTP library's errors share no base with its own
         raise BundleError(
             f'{hub_id} cannot be had from the Hugging Face hub: {error}. Without a network, '
             'download its files elsewhere and give their folder') from error
@@ -224,7 +224,7 @@ def _openai_clip() -> State:
 
     try:
         model = open_clip.create_model('ViT-B-16-quickgelu', pretrained=CLIP_BY_NAME)
-    except Exception as error:
+    except Exception as error:  # as above
         raise BundleError(f'open_clip cannot fetch CLIP: {error}. Without a network, give the '
                           'file by --clip') from error
     return dict(model.state_dict())

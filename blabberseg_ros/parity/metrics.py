@@ -95,7 +95,7 @@ def check_threshold(reference: np.ndarray, tested: np.ndarray, fraction: float,
     cut = np.float32(threshold.value)
     wanted, got = reference > cut, tested > cut
     clear = np.abs(reference - cut) > FLIP_MARGIN
-    return ThresholdCheck(fraction, threshold.value, float(threshold.safe_fraction),
+    return ThresholdCheck(fraction, threshold.value, float(wanted.mean()),
                           int(np.count_nonzero((wanted != got) & clear)), mask_iou(wanted, got))
 
 

@@ -150,6 +150,7 @@ def test_always_works_without_a_listener(live, camera, parameters):
     before = live.counters()
     camera.send_until(
         lambda: live.counters()['frames_answered'] > before['frames_answered'])
+    assert live.counters()['frames_received'] > before['frames_received']
 
 
 @pytest.mark.parametrize('reliability', [ReliabilityPolicy.RELIABLE,
@@ -159,6 +160,7 @@ def test_both_kinds_of_cameras_are_heard(live, listen, reliability):
     publisher = live.camera(reliability)
     try:
         Camera(live, publisher).send_until(lambda: received)
+        assert received[-1].encoding == 'mono8'
     finally:
         live.node.destroy_publisher(publisher)
 
@@ -261,3 +263,5 @@ def test_bad_frames_are_counted_and_do_no_harm(live, camera, listen):
     until(send_bad)
     received.clear()
     camera.send_until(lambda: received)
+    assert live.counters()['frames_refused'] > before['frames_refused']
+    assert live.counters()['frames_answered'] > before['frames_answered']

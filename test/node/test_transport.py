@@ -26,6 +26,7 @@ def test_compressed_transport(start_node, extension):
         return peer.counters()['frames_answered'] > 0
 
     until(answered)
+    assert peer.counters()['frames_refused'] == 0
 
 
 def test_the_subscription_follows_the_cameras(start_node):

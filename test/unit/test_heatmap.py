@@ -93,7 +93,7 @@ def test_floor_does_not_change_what_is_found_above_it():
 
 def test_failure_is_black_unless_dovesei_is_asked_for():
     probability = np.full((8, 8), .001, np.float32)
-    failed = Threshold(0.0, False, 1.0)
+    failed = Threshold(0.0, False)
     assert not apply_threshold(probability, failed, 'unsafe').any()
     assert (apply_threshold(probability, failed, 'dovesei') == 255).all()
 
