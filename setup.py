@@ -86,7 +86,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=[NAME, f'{NAME}.*']),
-    package_data={'': ['py.typed', '*.html', '*.css', '*.js', '*.svg']},
+    package_data={'': ['py.typed', '*.html', '*.css', '*.js', '*.svg', '*.xml']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
         (f'share/{NAME}', ['package.xml', 'LICENSE', 'THIRD_PARTY.md']),
@@ -108,6 +108,10 @@ setup(
         'console_scripts': [
             'blabberseg = blabberseg_ros.cli.main:main',
             'clipseg_node = blabberseg_ros.nodes.heatmap_node:main',
+            # The same node with another family's model.
+            'lseg_node = blabberseg_ros.nodes.family_nodes:lseg',
+            'fpseg_node = blabberseg_ros.nodes.family_nodes:fpseg',
+            'segformer_node = blabberseg_ros.nodes.family_nodes:segformer',
             # DOVESEI's name for it, so that its launch files change one word.
             'getlandingheatmap_service = blabberseg_ros.nodes.heatmap_node:main',
             'aerial_camera = blabberseg_ros.nodes.aerial_camera:main',

@@ -6,6 +6,7 @@
 - tokenizer.json: text to token ids
 - *.onnx: one graph a stage
 - vocabulary.txt: optional, the words that the text tower knows
+- aliases.yaml: optional, other words for the labels of a family with a fixed list of them
 - README.md: the model card
 """
 
@@ -17,13 +18,17 @@ from typing import Any
 
 from blabberseg_ros.atomic import sha256_of, write_text
 from blabberseg_ros.errors import BundleError
+from blabberseg_ros.labels import read_aliases
 
 FORMAT = 1
 MANIFEST = 'bundle.yaml'
 WEIGHTS = 'weights.safetensors'
 TOKENIZER = 'tokenizer.json'
 VOCABULARY = 'vocabulary.txt'
+ALIASES = 'aliases.yaml'
 CARD = 'README.md'
+AUTO = 'auto'
+_FIRST_FAMILY = 'clipseg'
 # Notes may be corrected by hand; everything that computes is checked.
 _UNCHECKED = (MANIFEST, CARD)
 
@@ -72,17 +77,20 @@ class Bundle:
         manifest: what it says about itself.
         vocabulary: words that the text tower was trained on, lower case; None when it knows the
             whole language.
+        aliases: other words for the labels of a family that has a fixed list of them.
     """
 
     folder: Path
     manifest: Manifest
     vocabulary: frozenset[str] | None = None
+    aliases: dict[str, tuple[str, ...]] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Return a key for everything that decides a prompt's code: weights and tokenizer."""
+        """Return a key for what decides a prompt's code: weights, tokenizer and aliases."""
         files = self.manifest.files
-        return '-'.join(files[name].sha256[:16] for name in (WEIGHTS, TOKENIZER) if name in files)
+        return '-'.join(files[name].sha256[:16] for name in (WEIGHTS, TOKENIZER, ALIASES)
+                        if name in files)
 
     def graph(self, stage: str) -> Path:
         """Return the path of a stage's ONNX graph.
@@ -140,18 +148,25 @@ def load_bundle(folder: Path, *, verify: bool = True) -> Bundle:
     vocabulary = None
     if VOCABULARY in manifest.files:
         vocabulary = frozenset((folder / VOCABULARY).read_text(encoding='utf-8').split())
-    return Bundle(folder, manifest, vocabulary)
+    aliases = read_aliases(folder / ALIASES) if ALIASES in manifest.files else None
+    return Bundle(folder, manifest, vocabulary, aliases)
 
 
-def find_bundle(name_or_path: str | Path) -> Path:
+def find_bundle(name_or_path: str | Path, family: str = AUTO) -> Path:
     """Return the folder of a bundle, given its path or the name of one that is installed.
 
     Names are looked up in the `engines` folder of each ROS prefix (AMENT_PREFIX_PATH), of this
     Python environment, of the source checkout, and in the user's own data folder.
 
+    Args:
+        name_or_path: of the bundle; `auto` for the demonstration bundle of a family.
+        family: which one; CLIPSeg if that is `auto` as well.
+
     Raises:
         BundleError: there is none; the message lists the places and the bundles found.
     """
+    if name_or_path == AUTO:
+        name_or_path = f'{_FIRST_FAMILY if family == AUTO else family}_demo'
     path = Path(name_or_path).expanduser()
     if (path / MANIFEST).is_file():
         return path.resolve()

@@ -80,6 +80,11 @@ class PromptSet:
                      for prompt in self.negative + self.positive)
 
     @property
+    def bare_texts(self) -> tuple[str, ...]:
+        """Return the prompts in the order of `texts`, without the sentence around them."""
+        return self.negative + self.positive
+
+    @property
     def is_positive(self) -> tuple[bool, ...]:
         """Return for each of `texts` whether it stands for safe ground."""
         return (False,) * len(self.negative) + (True,) * len(self.positive)

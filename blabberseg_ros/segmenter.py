@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An image and a prompt set in, a landing heatmap out. The one public entry of the core."""
 
+import ctypes
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,7 @@ import numpy as np
 from blabberseg_ros.backends.base import (
     Backend,
     ImageCode,
+    LabelMap,
     PromptCode,
     PromptReading,
     Query,
@@ -23,16 +25,26 @@ from blabberseg_ros.backends.base import (
 from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import Bundle, find_bundle, load_bundle, user_cache_folder
 from blabberseg_ros.engines.choose import AUTO, usable_engines
-from blabberseg_ros.errors import BundleError, EngineError, ImageError, NotFiniteError
+from blabberseg_ros.errors import (
+    BundleError,
+    EngineError,
+    ImageError,
+    NotFiniteError,
+    ParameterError,
+)
 from blabberseg_ros.heatmap import CacheHits, FusionOptions, Heatmap, Timings
-from blabberseg_ros.parity.gate import admit
+from blabberseg_ros.parity.gate import Shapes, admit
 from blabberseg_ros.prompt_store import PromptStore
 from blabberseg_ros.prompts import PromptSet
 
 _LOG = logging.getLogger(__name__)
+# Of the C library, which this process has loaded already.
+_memcmp = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 MAX_PIXELS = 64_000_000
 IMAGE_CACHE_SIZE = 4
 PROMPT_CACHE_SIZE = 1024
+PROMPT_SET_CACHE_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class PromptReport:
         cached: number of prompts that were known already.
         truncated: readings of the prompts that were too long.
         unseen_words: words that the model was never trained on.
+        matches: which of the model's own labels a prompt stands for, where that is not plain.
+        cut: the prompts of `truncated` as they stand in the set, without the sentence.
         encode_ms: wall-clock time in milliseconds.
     """
 
@@ -51,6 +65,8 @@ class PromptReport:
     cached: int
     truncated: tuple[PromptReading, ...]
     unseen_words: tuple[str, ...]
+    matches: tuple[str, ...]
+    cut: tuple[str, ...]
     encode_ms: float
 
     @property
@@ -61,11 +77,24 @@ class PromptReport:
             parts.append('the model was never trained on: ' + ', '.join(self.unseen_words))
         return '; '.join(parts)
 
+    @property
+    def explanation(self) -> str:
+        """Return the message and how prompts were matched to the model's own labels."""
+        return '; '.join(filter(None, (self.message, *self.matches)))
+
 
 @dataclass(frozen=True)
 class _KnownPrompt:
     reading: PromptReading
     code: PromptCode
+
+
+@dataclass(frozen=True)
+class _KnownSet:
+    """A prompt set whose prompts were all known: what is said of it, and its codes."""
+
+    report: PromptReport
+    codes: tuple[PromptCode, ...]
 
 
 @dataclass(frozen=True)
@@ -86,51 +115,71 @@ class Segmenter:
 
     def __init__(self, backend: Backend, *, cache_dir: Path | None = None,
                  others: Sequence[Backend] = (),
-                 check: Callable[[Backend], object] | None = None) -> None:
+                 check: Callable[..., object] | None = None,
+                 decode_budget_ms: float | None = None) -> None:
         """Wrap a back-end.
 
         Args:
             backend: not active yet.
             cache_dir: where prompt codes are kept; None keeps them in memory only.
             others: to use instead, in this order, if it cannot be activated.
-            check: called with each back-end that was activated; raises EngineError if its
+            check: called with each back-end that was activated, and again with the `Shapes` of a
+                request for which its engine has to be built anew; raises EngineError if its
                 answers cannot be trusted.
+            decode_budget_ms: see `open`.
         """
         self.backend = backend
         self._others = list(others)
         self._check = check
+        self._decode_budget_ms = decode_budget_ms
+        self._checked: set[Shapes] = set()
         self._images: list[_KnownImage] = []
         self._prompts: OrderedDict[str, _KnownPrompt] = OrderedDict()
+        self._sets: OrderedDict[PromptSet, _KnownSet] = OrderedDict()
         self._store = (PromptStore(cache_dir, backend.bundle.fingerprint)
-                       if cache_dir is not None else None)
+                       if cache_dir is not None and backend.keeps_codes else None)
 
     @classmethod
     def open(cls, bundle: str | Path, *, backend: str = AUTO, engine: str = AUTO,
              device: str = AUTO, cache_dir: Path | None = None,
-             check_parity: bool = True) -> 'Segmenter':
+             check_parity: bool = True, classes_files: Sequence[Path] = (),
+             decode_budget_ms: float | None = None) -> 'Segmenter':
         """Find a bundle and the engines for it; nothing is loaded before `activate`.
 
         Args:
-            bundle: folder, or name of an installed bundle.
+            bundle: folder, or name of an installed bundle; `auto` for the demonstration bundle of
+                the family.
             backend: the family that is expected, or `auto` for the bundle's own.
             engine: name of an engine, or `auto` for the fastest.
             device: `cpu`, `cuda` or `auto`.
             cache_dir: where prompt codes are kept; None means the user's cache folder.
             check_parity: compare an engine with the reference before it is used for the first
                 time (see `parity.gate`).
+            classes_files: files of further classes, for a family that takes them (FPSeg).
+            decode_budget_ms: time that a frame's classes may take, for the same family: they are
+                decoded in the order of the prompts, negatives first, and those that are left when
+                the time is up count as unsafe and are named in the message. None is no limit.
 
         Raises:
-            BundleError: there is no such bundle, it is damaged or of another family.
+            BundleError: there is no such bundle, it is damaged or of another family; a file of
+                classes cannot be used.
             EngineError: the engine cannot be used here.
+            ParameterError: the family has no use for the time limit.
         """
-        loaded = load_bundle(find_bundle(bundle))
+        loaded = load_bundle(find_bundle(bundle, backend))
         family = loaded.manifest.family
         if backend not in (AUTO, family):
             raise BundleError(
                 f'the bundle {loaded.folder} is of the family {family!r}, and the back-end '
                 f'{backend!r} was asked for; leave backend at auto or choose another bundle')
-        made = [backend_class(family)(loaded, kind) for kind in usable_engines(engine, device)]
+        made = [backend_class(family)(loaded, kind)
+                for kind in usable_engines(engine, device, loaded)]
+        _check_budget(made[0], decode_budget_ms)
+        for each in made:
+            for path in classes_files:
+                each.add_classes(path)
         return cls(made[0], others=made[1:], check=admit if check_parity else None,
+                   decode_budget_ms=decode_budget_ms,
                    cache_dir=user_cache_folder() if cache_dir is None else cache_dir)
 
     @property
@@ -166,16 +215,41 @@ class Segmenter:
                     self._check(self.backend)
                 return
             except EngineError as error:
-                self.backend.deactivate()
-                if not self._others:
-                    raise
-                _LOG.warning('The engine %s is not used: %s. Trying %s', self.engine_name, error,
-                             self._others[0].kind.name)
-                self.backend = self._others.pop(0)
+                self._take_next(error)
+
+    def _take_next(self, error: EngineError) -> None:
+        """Go on to the next engine after one has failed; the prompts' codes are the same.
+
+        Raises:
+            EngineError: the error itself, if there is none.
+        """
+        self.deactivate()
+        if not self._others:
+            raise error
+        _LOG.warning('The engine %s is not used: %s. Trying %s', self.engine_name, error,
+                     self._others[0].kind.name)
+        self.backend = self._others.pop(0)
+
+    def _check_shapes(self, shapes: Shapes) -> None:
+        """Compare an engine that is built for each set of shapes before it answers for new ones.
+
+        Raises:
+            EngineError: it does not pass, and no other engine can be used.
+        """
+        if self._check is None or not self.backend.kind.per_shape or shapes in self._checked:
+            return
+        try:
+            self._check(self.backend, shapes)
+        except EngineError as error:
+            self._take_next(error)
+            self.activate()
+            self._check_shapes(shapes)
+        self._checked.add(shapes)
 
     def deactivate(self) -> None:
         """Free the model and forget the images; the prompts stay known."""
         self._images.clear()
+        self._checked.clear()
         self.backend.deactivate()
 
     def __enter__(self) -> 'Segmenter':
@@ -192,6 +266,7 @@ class Segmenter:
         """Empty the caches in memory, for example to free them after an out-of-memory error."""
         self._images.clear()
         self._prompts.clear()
+        self._sets.clear()
 
     def encode(self, prompts: PromptSet) -> PromptReport:
         """Make the codes of a prompt set known, so that frames need not wait for them.
@@ -200,8 +275,14 @@ class Segmenter:
             PromptError: a prompt cannot be used.
             EngineError: the text tower fails.
         """
+        # Most frames come with the prompts of the last one: looking at each text again would take
+        # a twentieth of the frame on a fast GPU.
+        if prompts in self._sets:
+            self._sets.move_to_end(prompts)
+            return self._sets[prompts].report
         started = time.perf_counter()
-        texts = list(dict.fromkeys(prompts.texts))
+        all_texts = self.backend.texts(prompts)
+        texts = list(dict.fromkeys(all_texts))
         missing = [text for text in texts if text not in self._prompts and not self._recall(text)]
         if missing:
             # Read first: a prompt that is refused costs no run.
@@ -211,14 +292,26 @@ class Segmenter:
                 self._remember(text, _KnownPrompt(reading, code))
                 if self._store is not None:
                     self._store.save(text, code)
-        readings = [self._known(text).reading for text in texts]
-        self._trim()
-        return PromptReport(
+        known = [self._known(text) for text in texts]
+        readings = [each.reading for each in known]
+        truncated = tuple(reading for reading in readings if reading.truncated_at is not None)
+        cut = {reading.text for reading in truncated}
+        report = PromptReport(
             encoded=len(missing),
             cached=len(texts) - len(missing),
-            truncated=tuple(reading for reading in readings if reading.truncated_at is not None),
+            truncated=truncated,
             unseen_words=_unique(word for reading in readings for word in reading.unseen_words),
+            matches=_unique(filter(None, (
+                self.backend.describe_match(text, each.code)
+                for text, each in zip(texts, known, strict=True)))),
+            cut=tuple(prompt for prompt, text in zip(prompts.bare_texts, all_texts, strict=True)
+                      if text in cut),
             encode_ms=_ms_since(started))
+        self._sets[prompts] = _KnownSet(
+            replace(report, encoded=0, cached=len(texts), encode_ms=0.0),
+            tuple(self._known(text).code for text in all_texts))
+        self._trim()
+        return report
 
     def segment(self, image: np.ndarray, prompts: PromptSet,
                 fusion: FusionOptions | None = None, *,
@@ -246,12 +339,13 @@ class Segmenter:
         check_image(image)
         started = time.perf_counter()
         report = self.encode(prompts)
+        self._check_shapes(Shapes(image.shape[1], image.shape[0], len(prompts)))
         encoded = time.perf_counter()
         image_code, image_was_known = self._encode_image(image)
         seen = time.perf_counter()
-        codes = [self._known(text).code for text in prompts.texts]
-        answer = self.backend.answer(image_code, codes, Query(
-            prompts.is_positive, fusion, image.shape[:2], with_probability, cancelled))
+        answer = self.backend.answer(image_code, self._sets[prompts].codes, Query(
+            prompts.is_positive, fusion, image.shape[:2], with_probability, cancelled,
+            self._decode_budget_ms))
         if not answer.finite:
             self._images.clear()  # the image code may hold the NaN
             raise NotFiniteError(
@@ -260,23 +354,33 @@ class Segmenter:
         return Heatmap(
             mask=answer.mask, probability=answer.probability, threshold=answer.threshold.value,
             success=answer.threshold.success,
-            message=_message(report, answer.threshold.success, fusion),
+            message='; '.join(filter(None, (
+                _message(report, answer.threshold.success, fusion), *answer.notes))),
             timings=Timings(
                 encode_text_ms=(encoded - started) * 1e3, encode_image_ms=(seen - encoded) * 1e3,
                 decode_ms=answer.decode_ms, fuse_ms=answer.fuse_ms,
                 threshold_ms=answer.threshold_ms, total_ms=_ms_since(started)),
             cache_hits=CacheHits(image_was_known, report.cached, report.encoded))
 
-    def _encode_image(self, image: np.ndarray) -> tuple[ImageCode, bool]:
-        """Return the image's code and whether it was known.
+    def label_map(self, image: np.ndarray) -> LabelMap | None:
+        """Return the likeliest label of each pixel, or None if the model has no labels of its own.
 
-        Frames are recognised by comparing bytes, the first row first: hashing 640x480 pixels
-        costs 0.6 ms, comparing them 0.07 ms, and most frames differ in the first row.
+        A frame that was just segmented is not encoded again.
+
+        Args:
+            image: uint8 [H, W, 3], RGB.
+
+        Raises:
+            ImageError: the image cannot be used.
+            EngineError: the network fails.
         """
+        check_image(image)
+        return self.backend.label_map(self._encode_image(image)[0], image.shape[:2])
+
+    def _encode_image(self, image: np.ndarray) -> tuple[ImageCode, bool]:
+        """Return the image's code and whether it was known."""
         for index, known in enumerate(self._images):
-            if (known.pixels.shape == image.shape
-                    and np.array_equal(known.pixels[0], image[0])
-                    and np.array_equal(known.pixels, image)):
+            if _same_pixels(known.pixels, image):
                 self._images.insert(0, self._images.pop(index))
                 return known.code, True
         code = self.backend.encode_image(image)
@@ -311,9 +415,24 @@ class Segmenter:
         return self._prompts[text]
 
     def _trim(self) -> None:
-        """Drop the prompts that were used longest ago."""
+        """Drop the prompts and prompt sets that were used longest ago."""
         while len(self._prompts) > PROMPT_CACHE_SIZE:
             self._prompts.popitem(last=False)
+        while len(self._sets) > PROMPT_SET_CACHE_SIZE:
+            self._sets.popitem(last=False)
+
+
+def _same_pixels(known: np.ndarray, image: np.ndarray) -> bool:
+    """Return whether two images are equal, byte for byte.
+
+    The first row is compared first, since most frames differ there. Of 640x480 pixels, a hash
+    would take 0.6 ms, NumPy's comparison 0.07 ms, and C's takes 0.02 ms.
+    """
+    if known.shape != image.shape or not np.array_equal(known[0], image[0]):
+        return False
+    if image.flags.c_contiguous and known.flags.c_contiguous:
+        return _memcmp(known.ctypes.data, image.ctypes.data, image.nbytes) == 0
+    return np.array_equal(known, image)
 
 
 def check_image(image: np.ndarray) -> None:
@@ -333,6 +452,18 @@ def check_image(image: np.ndarray) -> None:
         raise ImageError(
             f'the image has {width}x{height} pixels; at most {MAX_PIXELS // 1_000_000} million '
             'are taken. Make it smaller at the camera')
+
+
+def _check_budget(backend: Backend, decode_budget_ms: float | None) -> None:
+    if decode_budget_ms is None:
+        return
+    if not backend.decodes_in_order:
+        raise ParameterError(
+            f'the family {backend.family} decodes all prompts at once, so the time for it cannot '
+            'be limited; leave the decoding budget out')
+    if not decode_budget_ms > 0:
+        raise ParameterError(f'a decoding budget of {decode_budget_ms} ms leaves no time for any '
+                             'class; give more than 0, or none for no limit')
 
 
 def describe_truncation(reading: PromptReading) -> str:

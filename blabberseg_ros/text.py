@@ -101,6 +101,34 @@ class Tokenizer:
         return Tokens(ids, truncated_at, cleaned[:truncated_at])
 
 
+def vocabulary_texts(path: str | Path) -> tuple[str, ...]:
+    """Return every different text that one token of a bundle's `tokenizer.json` stands for.
+
+    Words, parts of words and signs, cleaned, in the order of their ids; bytes that are no text of
+    their own are left out.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    try:
+        vocabulary = json.loads(Path(path).read_text(encoding='utf-8'))['model']['vocab']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f'the tokenizer {path} cannot be read: {error}. Copy the bundle again '
+                          'or import it again') from error
+    byte_of = dict(zip(_byte_alphabet(), _byte_order(), strict=True))
+    texts: dict[str, None] = {}
+    for token in sorted(vocabulary, key=vocabulary.get):
+        if token in (START, END):
+            continue
+        data = bytes(byte_of[symbol] for symbol in token.removesuffix(_WORD_END))
+        try:
+            texts[clean_text(data.decode())] = None
+        except UnicodeDecodeError:
+            continue
+    texts.pop('', None)
+    return tuple(texts)
+
+
 def write_tokenizer_json(merges_path: str | Path, path: str | Path) -> None:
     """Build a bundle's `tokenizer.json` from CLIP's merges file. Needs no network.
 
@@ -179,7 +207,17 @@ def _byte_alphabet() -> list[str]:
 
     Printable bytes of Latin-1 stand for themselves, the others for code points from 256 on.
     """
-    printable = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1),
-                 *range(ord('®'), ord('ÿ') + 1)]
+    printable = _printable_bytes()
     others = 256 - len(printable)
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(others)]
+
+
+def _byte_order() -> list[int]:
+    """Return the bytes in the order of CLIP's vocabulary: printable ones of Latin-1 first."""
+    printable = _printable_bytes()
+    return printable + sorted(set(range(256)) - set(printable))
+
+
+def _printable_bytes() -> list[int]:
+    return [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1),
+            *range(ord('®'), ord('ÿ') + 1)]

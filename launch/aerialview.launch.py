@@ -30,12 +30,14 @@ ARGUMENTS = {
     'z_init': (100.0, 'altitude at the start in metres'),
     'gust_m_s': (0.0, 'drift by wind, standard deviation'),
     # Model.
-    'bundle': ('clipseg_demo', 'model: folder of a bundle, or name of an installed one'),
-    'backend': ('auto', 'model family that is expected'),
+    'bundle': ('auto', 'model: folder or name of a bundle; auto: demonstration of the backend'),
+    'backend': ('auto', 'model family: clipseg, lseg, fpseg or segformer; auto: of the bundle'),
     'engine': ('auto', 'what runs the model; `blabberseg doctor` lists the names'),
     'device': ('auto', 'where it runs: auto, cpu or cuda'),
     'prompts_file': (
         '', 'YAML file with positive, negative and template; empty: those of params_file'),
+    'classes_file': ('', 'FPSeg: file of classes besides those of the bundle'),
+    'decode_budget_ms': (0.0, 'FPSeg: time for the classes of a frame in ms; 0: no limit'),
     'stream': ('auto', 'work on camera frames: auto (while somebody subscribes), always or off'),
     # Fusion.
     'safety_threshold': (0.85, 'probability from which the search for a threshold starts'),
@@ -75,7 +77,8 @@ ARGUMENTS = {
 
 CAMERA = ('source', 'seed', 'family', 'width_px', 'height_px', 'fov', 'rate_hz', 'z_init',
           'gust_m_s', 'depth_topic', 'twist_topic')
-HEATMAP = ('bundle', 'backend', 'engine', 'device', 'prompts_file', 'stream', 'img_topic',
+HEATMAP = ('bundle', 'backend', 'engine', 'device', 'prompts_file', 'classes_file',
+           'decode_budget_ms', 'stream', 'img_topic',
            'safety_threshold', 'min_threshold', 'dynamic_threshold', 'blur_kernel_size')
 LANDER = (
     'img_topic', 'depth_topic', 'twist_topic', 'heatmap_topic', 'depth_proj_topic',

@@ -2,7 +2,7 @@
 """What all tests share: the rule about skips, reference data, and ROS traffic of their own."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ SHARED = ROOT.parent / 'shared'
 # A test may be skipped for these reasons only; any other skip is a failure. Otherwise a broken
 # installation would pass by skipping everything.
 ALLOWED_SKIPS = ('shared data absent', 'gpu', 'no launch')
+# Families whose prompts are matched to labels.
+LABELLED = ('segformer', 'fpseg')
 
 
 def pytest_configure() -> None:
@@ -74,22 +76,47 @@ def ros_domain_id() -> int:
 
 
 @pytest.fixture(scope='session')
-def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a small bundle with random weights, through the real export, made once a session."""
+def family() -> str:
+    """Return the model family of `random_bundle`; tests that hold for all are given each."""
+    return 'clipseg'
+
+
+@pytest.fixture(scope='session')
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return CLIP's tokenizer as bundles have it."""
     import open_clip
 
-    from blabberseg_ros.models.clipseg_config import ClipSegConfig
-    from blabberseg_ros.models.export_clipseg import export_bundle
-    from blabberseg_ros.models.random_clipseg import random_clipseg
     from blabberseg_ros.text import write_tokenizer_json
 
+    path = tmp_path_factory.mktemp('tokenizer') / 'tokenizer.json'
+    write_tokenizer_json(Path(open_clip.__file__).parent / 'bpe_simple_vocab_16e6.txt.gz', path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def make_random_bundle(tokenizer_json: Path, tmp_path_factory: pytest.TempPathFactory
+                       ) -> Callable[[str], Path]:
+    """Return a maker of small bundles with random weights, one a family and session."""
+    from blabberseg_ros.labels import read_aliases
+    from blabberseg_ros.models.export import export_bundle
+    from blabberseg_ros.models.families import random_network
+
     folder = tmp_path_factory.mktemp('bundles')
-    merges = Path(open_clip.__file__).parent / 'bpe_simple_vocab_16e6.txt.gz'
-    write_tokenizer_json(merges, folder / 'tokenizer.json')
-    config = ClipSegConfig(
-        vision_width=96, vision_heads=3, vision_mlp=384, text_width=48, text_heads=3,
-        text_layers=3, text_mlp=192, embed_dim=48, reduce_dim=16, decoder_ffn=64)
-    export_bundle(random_clipseg(config), folder / 'random', name='random',
-                  source='random weights', licence='Apache-2.0',
-                  tokenizer_json=folder / 'tokenizer.json', storage='fp16')
-    return folder / 'random'
+
+    def make(family: str) -> Path:
+        path = folder / family
+        if not path.is_dir():
+            # Families with labels of their own know DOVESEI's words by these.
+            aliases = read_aliases(ROOT / 'config' / 'aliases_demo.yaml')
+            export_bundle(random_network(family), path, name='random', source='random weights',
+                          licence='Apache-2.0', tokenizer_json=tokenizer_json, storage='fp16',
+                          aliases=aliases if family in LABELLED else None)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def random_bundle(family: str, make_random_bundle: Callable[[str], Path]) -> Path:
+    """Return the family's small bundle with random weights, through the real export."""
+    return make_random_bundle(family)

@@ -1,28 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """The seam between the segmenter and a model family.
 
-A back-end has three stages with a value between them that can be kept: a prompt becomes a prompt
+A back-end has three steps with a value between them that can be kept: a prompt becomes a prompt
 code, an image becomes an image code, both together become a probability. The segmenter owns the
-caches; a back-end computes.
+caches; a back-end computes. Its networks are stages, each of which runs on one engine.
 """
 
 import time
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from blabberseg_ros.backends.feeds import positive_weights, search_feeds
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import Engine, EngineKind
-from blabberseg_ros.errors import Cancelled
-from blabberseg_ros.heatmap import FusionOptions, Threshold, apply_threshold, find_threshold
+from blabberseg_ros.errors import BundleError, Cancelled
+from blabberseg_ros.heatmap import (
+    FusionOptions,
+    Threshold,
+    apply_threshold,
+    blur_and_resize,
+    find_threshold,
+    positive_probability,
+    threshold_table,
+)
+from blabberseg_ros.prompts import PromptSet, default_prompts
+from blabberseg_ros.resampling import blur_and_resize_matrices, read_only, triangle_matrices
 
 # Where the back-end's engine keeps it; only the back-end looks inside.
 ImageCode = Any
 # Prompts that share one run of the decoder: on two cores 32 of them take 0.1 to 1.5 s.
 DECODE_GROUP = 32
+# Prompt sets whose stacked codes are kept.
+_STACKS = 16
+# Stage of engines that do everything after the image code at once, on their device.
+ANSWER = 'answer'
 
 
 def never() -> bool:
@@ -72,6 +89,8 @@ class Query:
         size: (height, width) of the image in pixels.
         with_probability: whether the probability is wanted; a device need not copy it else.
         cancelled: looked at between pieces of work; True ends it with `Cancelled`.
+        decode_budget_ms: time that the decoder may take, for back-ends that decode in the order
+            of the prompts; None is no limit.
     """
 
     is_positive: tuple[bool, ...]
@@ -79,6 +98,7 @@ class Query:
     size: tuple[int, int]
     with_probability: bool = True
     cancelled: Callable[[], bool] = never
+    decode_budget_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,7 @@ class Answer:
         mask: uint8 [H, W], 255 where it is safe.
         threshold: the one that cut the mask.
         finite: whether every probability is a number; if not, nothing here can be trusted.
+        notes: what the user should know of this answer.
         decode_ms, fuse_ms, threshold_ms: wall-clock times; a back-end that does all at once on a
             device reports the whole as `decode_ms`.
     """
@@ -101,6 +122,20 @@ class Answer:
     decode_ms: float
     fuse_ms: float = 0.0
     threshold_ms: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """The likeliest label of each pixel.
+
+    Attributes:
+        labels: uint8 [H, W], indices into `names`.
+        names: of the model's labels.
+    """
+
+    labels: np.ndarray
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -112,48 +147,106 @@ class RunCounts:
     decoder: int = 0
 
 
+@dataclass(frozen=True)
+class _Stack:
+    """Arrays of several prompts in one, and the codes themselves, which keep their identity."""
+
+    prompts: tuple[PromptCode, ...]
+    arrays: dict[str, np.ndarray]
+
+
 class Backend(ABC):
     """A model family on an engine, used by one thread.
 
     Attributes:
         family: name in a bundle's manifest.
+        reads_template: whether prompts are put into their sentence; a family with labels of its
+            own takes the bare words.
+        keeps_codes: whether prompt codes may be kept on disk, for the same model.
+        decodes_in_order: whether the time for decoding can be limited, and classes be added.
+        frame_stages: what every frame needs; all else is loaded when it is first used.
+        text_tower: stage whose runs are counted as those of the text encoder.
+        logits_stage: stage that gives what `decode` returns.
         bundle: the model.
         kind: the engine that it runs on.
     """
 
     family: ClassVar[str]
+    reads_template: ClassVar[bool] = True
+    keeps_codes: ClassVar[bool] = True
+    decodes_in_order: ClassVar[bool] = False
+    frame_stages: ClassVar[tuple[str, ...]] = ('image_encoder', 'decoder', 'fusion')
+    text_tower: ClassVar[str] = 'text_encoder'
+    logits_stage: ClassVar[str] = 'decoder'
 
     def __init__(self, bundle: Bundle, kind: EngineKind) -> None:
-        """Remember the model and the engine; nothing is loaded before `activate`."""
+        """Make the engines; nothing is loaded before `activate`."""
         self.bundle = bundle
         self.kind = kind
+        extra = kind.extra_stages(bundle)
+        # A kind that answers on its device needs no decoder and no fusion for a frame.
+        self._answers = ANSWER in extra
+        self._engines: dict[str, Engine] = {
+            stage: kind.create(bundle, stage) for stage in (*self.stages, *sorted(extra))}
+        self._stacks: OrderedDict[tuple[int, ...], _Stack] = OrderedDict()
 
     @property
     @abstractmethod
+    def stages(self) -> tuple[str, ...]:
+        """Return the names of the bundle's stages."""
+
+    @property
+    def map_size_px(self) -> int:
+        """Return the side of the map that is blurred and resized to the image, in pixels."""
+        return self.bundle.manifest.input_size_px
+
+    @property
     def precision(self) -> str:
         """Return the precision of the image path, for example `fp32`."""
+        return self._engines['image_encoder'].precision
 
     @property
     def active_engines(self) -> tuple[Engine, ...]:
         """Return the engines that are loaded."""
-        return ()
+        return tuple(engine for engine in self._engines.values() if engine.active)
 
     @property
-    @abstractmethod
     def run_counts(self) -> RunCounts:
-        """Return how often the stages have run."""
+        """Return how often the networks have run."""
+        runs = {stage: engine.runs for stage, engine in self._engines.items()}
+        return RunCounts(runs['image_encoder'], runs.get(self.text_tower, 0),
+                         runs.get('decoder', 0) + runs.get(ANSWER, 0))
 
-    @abstractmethod
     def activate(self) -> None:
         """Load what every frame needs.
 
         Raises:
             EngineError: the engine refuses a graph.
         """
+        for stage in ('image_encoder', ANSWER) if self._answers else self.frame_stages:
+            self._engines[stage].activate()
 
-    @abstractmethod
     def deactivate(self) -> None:
         """Free everything."""
+        for engine in self._engines.values():
+            engine.deactivate()
+
+    def engine(self, stage: str) -> Engine:
+        """Return the engine of a stage, loaded.
+
+        Raises:
+            EngineError: the engine refuses the graph.
+        """
+        self._engines[stage].activate()
+        return self._engines[stage]
+
+    def texts(self, prompts: PromptSet) -> tuple[str, ...]:
+        """Return what of a prompt set is encoded: a text a prompt, negatives first."""
+        return prompts.texts if self.reads_template else prompts.bare_texts
+
+    def example_prompts(self) -> PromptSet:
+        """Return prompts that every model of the family can answer, to compare engines with."""
+        return default_prompts()
 
     @abstractmethod
     def read_prompt(self, text: str) -> PromptReading:
@@ -172,17 +265,33 @@ class Backend(ABC):
             EngineError: the network fails or answers NaN.
         """
 
-    @abstractmethod
+    def add_classes(self, path: Path) -> tuple[str, ...]:
+        """Make the classes of a file available as well; return their names.
+
+        Raises:
+            BundleError: the family has no such files, or this one cannot be used.
+        """
+        raise BundleError(f'{self.bundle.manifest.name} is of the family {self.family}, which '
+                          f'takes no classes from files such as {path}; leave it out')
+
+    def describe_match(self, text: str, code: PromptCode) -> str:
+        """Say which of the model's own labels a text stands for, where that is not plain."""
+        return ''
+
     def encode_image(self, image: np.ndarray) -> ImageCode:
         """Return the code of an image: uint8 [H, W, 3], RGB.
 
         Raises:
             EngineError: the network fails.
         """
+        rows, cols = triangle_matrices(*image.shape[:2], self.bundle.manifest.input_size_px)
+        outputs = self._engines['image_encoder'].infer(
+            {'image': image, 'rows': rows, 'cols': cols})
+        return outputs['code']
 
     @abstractmethod
     def decode(self, image: ImageCode, prompts: Sequence[PromptCode]) -> Any:
-        """Return logits [P, S, S], where the engine keeps them.
+        """Return logits [P, s, s], where the engine keeps them.
 
         Raises:
             EngineError: the network fails.
@@ -190,27 +299,60 @@ class Backend(ABC):
 
     def to_host(self, value: Any) -> np.ndarray:
         """Return what `decode` gave as a NumPy array."""
-        return np.asarray(value)
+        return self._engines[self.logits_stage].to_host(value)[0]
 
-    @abstractmethod
-    def fuse(self, logits: Any, is_positive: Sequence[bool], blur_kernel_size: int,
-             size: tuple[int, int]) -> np.ndarray:
-        """Return the probability of safe ground on the host.
+    def fuse(self, logits: Any, prompts: Sequence[PromptCode], query: Query) -> np.ndarray:
+        """Return the probability of safe ground on the host, in one graph.
+
+        Blur and resizing are matrix products.
 
         Args:
             logits: from `decode`.
-            is_positive: for each prompt whether it stands for safe ground.
-            blur_kernel_size: side of the box blur in pixels, at the model's resolution.
-            size: (height, width) of the image in pixels.
+            prompts: codes, in the order of `query.is_positive`.
+            query: what is asked; its blur is in pixels of the model's resolution.
 
         Returns:
             float32 [H, W].
         """
+        rows, cols = self._back_to_image(query)
+        engine = self.engine('fusion')
+        probability = engine.infer({
+            'logits': logits, 'positive': self.weights(prompts, query.is_positive), 'rows': rows,
+            'cols': cols})['probability']
+        return engine.to_host(probability)[0]
+
+    def weights(self, prompts: Sequence[PromptCode],
+                is_positive: tuple[bool, ...]) -> np.ndarray:
+        """Return the weight of each row of the logits in the probability of safe ground.
+
+        Returns:
+            float32 [P]: 1 for a positive prompt, 0 for a negative one.
+        """
+        return positive_weights(is_positive)
+
+    def reference_probability(self, logits: np.ndarray, prompts: Sequence[PromptCode],
+                              is_positive: tuple[bool, ...]) -> np.ndarray:
+        """Return what `fuse` computes before blur and resizing, in NumPy: the rule itself.
+
+        The parity gate holds every engine's own fusion to it.
+
+        Args:
+            logits: from `decode`, on the host.
+            prompts: codes.
+            is_positive: for each prompt whether it stands for safe ground.
+
+        Returns:
+            float32 [S, S], S the model's resolution.
+        """
+        return positive_probability(logits, np.array(is_positive))
+
+    def to_image(self, small: np.ndarray, blur_kernel_size: int,
+                 size: tuple[int, int]) -> np.ndarray:
+        """Return what `fuse` makes of `reference_probability`, in NumPy: float32 [H, W]."""
+        return blur_and_resize(small, blur_kernel_size, *size)
 
     def answer(self, image: ImageCode, prompts: Sequence[PromptCode], query: Query) -> Answer:
-        """Decode, fuse, find the threshold and cut the mask.
-
-        Back-ends whose engine does all of it on its device override this.
+        """Decode, fuse, find the threshold and cut the mask, on the device if the engine can.
 
         Args:
             image: from `encode_image`.
@@ -221,11 +363,13 @@ class Backend(ABC):
             EngineError: the network fails.
             Cancelled: the caller has lost interest.
         """
+        # A device that does everything at once cannot stop when the time is up.
+        if self._answers and query.decode_budget_ms is None:
+            return self._answer_on_device(image, prompts, query)
         started = time.perf_counter()
-        logits = self._decode_in_groups(image, prompts, query)
+        logits = self.decode_all(image, prompts, query)
         decoded = time.perf_counter()
-        probability = self.fuse(
-            logits, query.is_positive, query.fusion.blur_kernel_size, query.size)
+        probability = self.fuse(logits, prompts, query)
         fused = time.perf_counter()
         finite = bool(np.isfinite(probability).all())
         threshold = find_threshold(probability, query.fusion)
@@ -234,9 +378,25 @@ class Backend(ABC):
         return Answer(probability, mask, threshold, finite, (decoded - started) * 1e3,
                       (fused - decoded) * 1e3, (done - fused) * 1e3)
 
-    def _decode_in_groups(self, image: ImageCode, prompts: Sequence[PromptCode],
-                          query: Query) -> Any:
-        """Decode all prompts; many of them in groups, which bounds the memory and the wait."""
+    def label_map(self, image: ImageCode, size: tuple[int, int]) -> LabelMap | None:
+        """Return the likeliest label of each pixel; None if the family has none of its own.
+
+        Args:
+            image: from `encode_image`.
+            size: (height, width) of the image in pixels.
+
+        Raises:
+            EngineError: the network fails.
+        """
+        return None
+
+    def decode_all(self, image: ImageCode, prompts: Sequence[PromptCode], query: Query) -> Any:
+        """Decode all prompts; many of them in groups, which bounds the memory and the wait.
+
+        Raises:
+            EngineError: the network fails.
+            Cancelled: the caller has lost interest.
+        """
         groups = []
         for start in range(0, len(prompts), DECODE_GROUP):
             if query.cancelled():
@@ -245,3 +405,43 @@ class Backend(ABC):
         if len(groups) == 1:
             return groups[0]
         return np.concatenate([self.to_host(logits) for logits in groups])
+
+    def code_feeds(self, image: ImageCode, prompts: Sequence[PromptCode]) -> dict[str, Any]:
+        """Return what a decoder is fed: the image code and each array of the prompts' codes.
+
+        The arrays of all prompts are stacked, [P, ...]. The same prompts get the same arrays, so
+        that an engine need not copy them again.
+        """
+        key = tuple(map(id, prompts))
+        if key not in self._stacks:
+            self._stacks[key] = _Stack(tuple(prompts), {
+                name: read_only(np.stack([prompt[name] for prompt in prompts]))
+                for name, _ in prompts[0].arrays})
+            while len(self._stacks) > _STACKS:
+                self._stacks.popitem(last=False)
+        self._stacks.move_to_end(key)
+        return {'code': image, **self._stacks[key].arrays}
+
+    def _answer_on_device(self, image: ImageCode, prompts: Sequence[PromptCode],
+                          query: Query) -> Answer:
+        """Run everything after the image code in one stage."""
+        started = time.perf_counter()
+        rows, cols = self._back_to_image(query)
+        thresholds, wanted = search_feeds(query.fusion, query.size[0] * query.size[1])
+        engine = self.engine(ANSWER)
+        outputs = engine.infer({
+            **self.code_feeds(image, prompts),
+            'positive': self.weights(prompts, query.is_positive), 'rows': rows, 'cols': cols,
+            'thresholds': thresholds, 'wanted': wanted})
+        names = ['mask', 'found', *(['probability'] if query.with_probability else [])]
+        mask, found, *rest = engine.to_host(*(outputs[name] for name in names))
+        table = threshold_table(query.fusion)
+        success = bool(found[0] < len(table.tested))
+        threshold = Threshold(table.tested[found[0]] if success else table.failed, success)
+        return Answer(rest[0] if rest else None, mask, threshold, not found[1],
+                      (time.perf_counter() - started) * 1e3)
+
+    def _back_to_image(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
+        """Return the matrices that blur a map of the model and resize it to the image."""
+        return blur_and_resize_matrices(
+            self.map_size_px, *query.size, query.fusion.blur_kernel_size)

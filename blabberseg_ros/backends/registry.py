@@ -6,9 +6,9 @@ from importlib import import_module
 from blabberseg_ros.backends.base import Backend
 from blabberseg_ros.errors import BundleError
 
-# Module of the back-end. A new family is one file and one line here.
-_MODULES = {'clipseg': 'clipseg'}
-FAMILIES = tuple(_MODULES)
+# A new family is its name here and its modules: the back-end in this folder, the network and the
+# importer in `models`, called after it (see `models.families`).
+FAMILIES = ('clipseg', 'lseg', 'fpseg', 'segformer')
 
 
 def backend_class(family: str) -> type[Backend]:
@@ -17,8 +17,8 @@ def backend_class(family: str) -> type[Backend]:
     Raises:
         BundleError: there is none of that name.
     """
-    if family not in _MODULES:
+    if family not in FAMILIES:
         raise BundleError(
             f'there is no back-end for the family {family!r}; this version has '
             f'{", ".join(FAMILIES)}')
-    return import_module(f'blabberseg_ros.backends.{_MODULES[family]}').BACKEND
+    return import_module(f'blabberseg_ros.backends.{family}').BACKEND

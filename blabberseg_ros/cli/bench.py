@@ -10,6 +10,7 @@ from pathlib import Path
 
 from blabberseg_ros.bench import machine, records
 from blabberseg_ros.bundle import find_bundle, load_bundle
+from blabberseg_ros.cli import bench_lseg
 from blabberseg_ros.errors import ParameterError
 
 _RESULTS = Path('benchmarks/results')
@@ -38,11 +39,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument('--out', type=Path, default=_RESULTS, metavar='FOLDER|FILE.csv',
                         help='where to write (default: %(default)s)')
     parser.add_argument('--commit', help='commit to record, where there is no git')
+    bench_lseg.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the CSV and the plot, print a table."""
+    if arguments.backend == bench_lseg.BACKEND:
+        return bench_lseg.run(arguments)
     from blabberseg_ros.bench.model import make_model
     from blabberseg_ros.bench.plot import write_plot
     from blabberseg_ros.bench.run import Plan, jobs_for, needs_graphs, run_jobs

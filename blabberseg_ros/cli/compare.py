@@ -15,6 +15,7 @@ from blabberseg_ros.atomic import write_text
 from blabberseg_ros.backends.base import Backend
 from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import Bundle, find_bundle, load_bundle
+from blabberseg_ros.cli import compare_features
 from blabberseg_ros.cli.options import (
     DEFAULT_BUNDLE,
     add_fusion_options,
@@ -60,6 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
                         help='relative error allowed for a node (default: by precision)')
     parser.add_argument('--limit', type=int, metavar='N', help='look at the first N images only')
     parser.add_argument('--out', type=Path, metavar='FILE.csv', help='write a row for each image')
+    compare_features.add_options(parser)
     add_prompt_options(parser)
     add_fusion_options(parser)
     # The floor of the demo would hide what the engines do below it.
@@ -70,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare and print."""
     if arguments.limit is not None and arguments.limit < 1:
         raise ParameterError(f'--limit is {arguments.limit}; it must be 1 or more')
+    if arguments.features:
+        return compare_features.run(arguments, DEFAULT_BUNDLE)
     prompts, fusion = prompts_from(arguments), fusion_from(arguments)
     backends = [_backend(Variant.parse(text), arguments.bundle)
                 for text in (arguments.first, arguments.second)]
@@ -153,23 +157,13 @@ def _pair(values: tuple[float, float]) -> str:
 def _print_layers(backends: Sequence[Backend], image: np.ndarray, prompts: PromptSet,
                   fusion: FusionOptions, tolerance: float) -> int:
     """Print, for each stage, the first node over the tolerance and the worst one."""
-    from blabberseg_ros.bundle import TOKENIZER
-    from blabberseg_ros.parity.layers import STAGES, compare_nodes
-    from blabberseg_ros.resampling import blur_and_resize_matrices, triangle_matrices
-    from blabberseg_ros.text import Tokenizer
+    from blabberseg_ros.parity.layers import Question, compare_nodes
 
     first, second = backends
-    side = first.bundle.manifest.input_size_px
-    tokenizer = Tokenizer.from_file(first.bundle.folder / TOKENIZER)
-    rows, cols = triangle_matrices(*image.shape[:2], side)
-    rows_out, cols_out = blur_and_resize_matrices(
-        side, *image.shape[:2], fusion.blur_kernel_size)
-    feeds = {'tokens': np.stack([tokenizer.encode(text).ids for text in prompts.texts]),
-             'image': image, 'rows': rows, 'cols': cols, 'rows_out': rows_out,
-             'cols_out': cols_out, 'positive': np.array(prompts.is_positive, np.float32)}
-    nodes = list(compare_nodes((first.bundle, first.kind), (second.bundle, second.kind), feeds))
+    nodes = list(compare_nodes((first.bundle, first.kind), (second.bundle, second.kind),
+                               Question(image, prompts, fusion)))
     found = 0
-    for stage in STAGES:
+    for stage in first.stages:
         of_stage = [node for node in nodes if node.stage == stage]
         over = [node for node in of_stage if not node.error <= tolerance]
         if not of_stage:

@@ -3,11 +3,14 @@
 
 import argparse
 import importlib.metadata
+import importlib.util
 import platform
+from collections.abc import Sequence
 
 from blabberseg_ros import __version__
 from blabberseg_ros.bundle import installed_bundles, load_bundle
-from blabberseg_ros.engines.choose import candidates
+from blabberseg_ros.engines.choose import Candidate, candidates
+from blabberseg_ros.engines.cuda_probe import probe_cuda
 from blabberseg_ros.errors import BundleError
 
 # Distribution names, with what each is for.
@@ -15,8 +18,10 @@ _PACKAGES = {
     'numpy': 'arrays', 'opencv-python-headless': 'images', 'opencv-python': 'images',
     'onnxruntime': 'engine, CPU', 'onnxruntime-gpu': 'engine, GPU', 'tokenizers': 'prompts',
     'ftfy': 'prompts', 'safetensors': 'weights', 'torch': 'engine, import and training',
-    'open_clip_torch': 'import and training', 'tensorrt': 'engine, Jetson and NVIDIA GPUs',
-    'pycuda': 'TensorRT runner'}
+    'triton': 'engine, GPU', 'open_clip_torch': 'import and training',
+    'tensorrt': 'engine, Jetson and NVIDIA GPUs', 'pycuda': 'TensorRT runner'}
+# Modules that every engine needs.
+_NEEDED = ('ftfy', 'numpy', 'safetensors', 'tokenizers', 'yaml')
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -35,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     print('\nPackages')
     for name, purpose in _PACKAGES.items():
         print(f'  {name:24} {_version(name) or "-":14} {purpose}')
+    print(f'\nGPU\n  {probe_cuda().reason}')
     print('\nEngines, fastest first')
     verdicts = candidates()
     for candidate in verdicts:
@@ -51,7 +57,32 @@ def run(arguments: argparse.Namespace) -> int:
             print(f'  no  {folder.name:20} {error}')
     if not usable:
         print('  none; `blabberseg import --help` tells how to make one')
+    print('\nVerdict')
+    for line in _verdict(verdicts):
+        print(f'  {line}')
     return 0 if usable and any(candidate.ok for candidate in verdicts) else 1
+
+
+def _verdict(verdicts: Sequence[Candidate]) -> list[str]:
+    """Return what will run, and what to install so that it runs at all, or on the GPU."""
+    lines = []
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        lines.append(f'{", ".join(missing)} missing: pip install blabberseg_ros')
+    if importlib.util.find_spec('cv2') is None:
+        lines.append('OpenCV is missing: apt install python3-opencv, or pip install '
+                     '"blabberseg_ros[opencv]"')
+    usable = [candidate.kind for candidate in verdicts if candidate.ok]
+    if not usable:
+        lines.append('no engine can run here; for a machine without a GPU, pip install '
+                     '"blabberseg_ros[cpu]"')
+    else:
+        lines.append('engine:=auto uses the first of these that gives the answers of the '
+                     f'network: {", ".join(kind.name for kind in usable)}')
+    if probe_cuda().ok and not any(kind.device == 'cuda' for kind in usable):
+        lines.append('there is a GPU that no engine can use: pip install "blabberseg_ros[torch]" '
+                     'and triton, or see the reasons above')
+    return lines
 
 
 def _version(distribution: str) -> str | None:

@@ -59,9 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder = find_bundle(arguments.bundle)
     views = _views(arguments)
     with Segmenter.open(folder, engine=arguments.engine, device=arguments.device) as segmenter:
-        metrics = judge(BundlePredictor(segmenter), views,
-                        f'{segmenter.engine_name}, {segmenter.precision}',
-                        arguments.obedience_views)
+        predictor = BundlePredictor(segmenter)
+        metrics = judge(predictor, views, f'{segmenter.engine_name}, {segmenter.precision}',
+                        arguments.obedience_views, predictor.reads_words)
     print(summary(metrics))
     write_text(arguments.out / _FIGURES, json.dumps(metrics, indent=1) + '\n')
     write_text(arguments.out / _TABLES, tables(metrics).lstrip())

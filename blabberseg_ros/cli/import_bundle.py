@@ -1,61 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blabberseg import`: make a bundle from published CLIPSeg weights."""
+"""`blabberseg import`: make a bundle from published weights."""
 
 import argparse
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
+from blabberseg_ros.backends.registry import FAMILIES
 from blabberseg_ros.bundle import MANIFEST, user_bundle_folder
+from blabberseg_ros.engines.choose import AUTO
 from blabberseg_ros.errors import BundleError
 
 _DESCRIPTION = """\
-Makes a bundle (a folder with weights, graphs, tokenizer and manifest) from published CLIPSeg
-weights. SOURCE is one of
+Makes a bundle (a folder with weights, graphs and manifest) from published weights. SOURCE is
 
   a folder      of Hugging Face: config.json with model.safetensors or pytorch_model.bin
   a hub id      such as CIDAS/clipseg-rd64-refined, downloaded if it is not in the cache
-  a .pth file   of the authors: rd64-uni-refined.pth, rd64-uni.pth, rd16-uni.pth; it holds the
-                decoder alone, so --clip has to say where OpenAI's CLIP ViT-B/16 is
+  a file        a checkpoint of the authors, .pth, .pt, .ckpt or .safetensors
 
-The variant is found from the file. A local path never touches the network.
-"""
-_SOURCES = """\
-where to get the weights
-
-  https://huggingface.co/CIDAS/clipseg-rd64-refined          best masks, whole model, 603 MB
-      model.safetensors  SHA-256 d00ca85d6b859f9d07b7cfb8ef26fe9771cb275b34c9368f2ecf603139307f55
-  https://github.com/timojl/clipseg (weights/, by Git LFS)   decoders, 1 to 5 MB
-      rd64-uni-refined.pth  SHA-1 8a3824a4f447096af25a00f9ac80b50e13cace63
-      rd64-uni.pth  SHA-256 13845f6cee4d54ca46f62ee19dd354822094a26e0efccc64e606be93d6a7e26f
-      rd16-uni.pth  SHA-256 61545cdb3a28f99d33d457c64a9721ade835a9dfbda604c459de6831c504167a
-  OpenAI's CLIP ViT-B/16, 351 MB (other trainings of the same shape do not fit the decoders)
-      https://openaipublic.azureedge.net/clip/models/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt
-      ViT-B-16.pt  SHA-256 5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f
-
-licences
-
-  CLIPSeg's weights: the hub page is tagged apache-2.0, while the authors say that their licence
-  covers the code alone and the weights are released for research purposes (timojl/clipseg,
-  issue 35). Ask them before any other use. CLIP: MIT (openai/CLIP).
+The family and the variant are found from the source. A local path never touches the network.
+`blabberseg import --sources` tells where to get weights, their checksums and licences.
 """
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'import', help='make a bundle from published CLIPSeg weights', description=_DESCRIPTION,
-        epilog=_SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', metavar='SOURCE', help='folder, hub id or .pth file')
+        'import', help='make a bundle from published weights', description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', metavar='SOURCE', help='folder, hub id or file')
+    parser.add_argument('--sources', action=_Sources,
+                        help='tell where to get weights, and stop')
+    parser.add_argument('--backend', choices=(AUTO, *FAMILIES), default=AUTO,
+                        help='model family (default: found from the source)')
     parser.add_argument('--clip', metavar='FILE',
-                        help="CLIP ViT-B/16 for a .pth file: a checkpoint, or the word 'openai' "
-                             'to let open_clip download it')
+                        help='CLIP checkpoint where the source lacks it (CLIPSeg: ViT-B/16 for a '
+                             ".pth file); the word 'openai' lets open_clip download it")
+    parser.add_argument('--classes', type=Path, metavar='FILE',
+                        help='names of the classes, one a line, where the source lacks them')
+    parser.add_argument('--aliases', type=Path, metavar='FILE',
+                        help='YAML file with other words for the labels: a word, and the labels '
+                             'that it stands for')
+    parser.add_argument('--prompt-size', type=int, metavar='TOKENS',
+                        help='tokens a class of FPSeg, where the source has no classes '
+                             '(default: 64)')
+    parser.add_argument('--attention-bias', choices=('live', 'zero'),
+                        help="whether MobileSAM's encoder uses its attention biases; FPSeg's "
+                             'published classes were tuned without (default: zero for those, '
+                             'else live)')
+    parser.add_argument('--fit', choices=('squash', 'letterbox'),
+                        help='FPSeg: stretch images to the square, or keep their proportions and '
+                             'pad (default: squash)')
     parser.add_argument('--out', type=Path, metavar='FOLDER',
                         help=f'the bundle (default: {user_bundle_folder()}/NAME)')
-    parser.add_argument('--name', help='of the bundle (default: clipseg-VARIANT)')
-    parser.add_argument('--input-size', type=int, default=352, metavar='PX',
-                        help='side of the square that images are resized to, a multiple of 16 '
-                             '(default: %(default)s)')
+    parser.add_argument('--name', help='of the bundle (default: FAMILY-VARIANT)')
+    parser.add_argument('--input-size', type=int, metavar='PX',
+                        help='side of the square that images are resized to (default: the '
+                             "family's usual one)")
     parser.add_argument('--storage', choices=('fp32', 'fp16'), default='fp32',
                         help='fp16 halves the file; graphs compute in fp32 either way '
                              '(default: %(default)s)')
@@ -64,42 +66,83 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+class _Sources(argparse.Action):
+    """Print what every importer says about its sources."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        require_torch()
+        from blabberseg_ros.models.families import importer
+
+        print('\n'.join(importer(family).HELP for family in FAMILIES), end='')
+        parser.exit()
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Import, export and say where the bundle is."""
     require_torch()
-    from blabberseg_ros.models import import_clipseg
-    from blabberseg_ros.models.clipseg_config import check_input_size
-    from blabberseg_ros.models.export_clipseg import export_bundle
+    from blabberseg_ros.models.export import export_bundle
+    from blabberseg_ros.models.families import network_config
+    from blabberseg_ros.models.importing import ImportOptions, download
 
-    check_input_size(arguments.input_size)
-    source, size_px = arguments.source, arguments.input_size
-    path = Path(source).expanduser()
-    if path.is_dir():
-        imported = import_clipseg.import_hugging_face(path, size_px)
-    elif path.is_file():
-        imported = import_clipseg.import_original(path, arguments.clip, size_px)
-    elif is_hub_id(source):
-        imported = import_clipseg.import_hub(source, size_px, arguments.revision)
-    else:
-        raise BundleError(f'there is no file or folder {source}, and it is not a hub id such as '
-                          f'{import_clipseg.HUB_ID}')
-    name = arguments.name or f'clipseg-{imported.model.config.variant}'
+    path, note = Path(arguments.source).expanduser(), ''
+    if not path.exists():
+        if not is_hub_id(arguments.source):
+            raise BundleError(f'there is no file or folder {arguments.source}, and it is not a '
+                              'hub id such as CIDAS/clipseg-rd64-refined')
+        path = download(arguments.source, arguments.revision)
+        note = f'{arguments.source} on the Hugging Face hub: '
+    imported = choose_importer(path, arguments.backend).import_model(path, ImportOptions(
+        arguments.input_size, arguments.clip, arguments.classes, arguments.aliases,
+        arguments.prompt_size, arguments.attention_bias, arguments.fit))
+    config = network_config(imported.model)
+    name = arguments.name or f'{config.family}-{config.variant}'
     folder = arguments.out or user_bundle_folder() / name
     check_is_ours(folder)
+    source, licence = note + imported.source, arguments.licence or imported.licence
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = write_clip_tokenizer(Path(scratch))
-        export_bundle(imported.model, folder, name=name, source=imported.source,
-                      licence=arguments.licence or imported.licence, tokenizer_json=tokenizer,
-                      storage=arguments.storage)
-    print(f'{folder}: CLIPSeg {imported.model.config.variant}, {size_px} px\n'
-          f'source: {imported.source}\nlicence: {arguments.licence or imported.licence}')
+        tokenizer = write_clip_tokenizer(Path(scratch)) if imported.reads_text else None
+        export_bundle(imported.model, folder, name=name, source=source, licence=licence,
+                      tokenizer_json=tokenizer, storage=arguments.storage,
+                      aliases=imported.aliases)
+    print(f'{folder}: {config.title} {config.variant}, {config.input_size_px} px\n'
+          f'source: {source}\nlicence: {licence}')
     return 0
+
+
+def choose_importer(path: Path, family: str = AUTO) -> ModuleType:
+    """Return the importer of a file or folder.
+
+    Args:
+        path: of the weights.
+        family: the only one wanted, or `auto` to ask each.
+
+    Raises:
+        BundleError: no family recognises it; the message says what each takes.
+    """
+    from blabberseg_ros.models.families import importer
+    from blabberseg_ros.models.importing import Source
+
+    if family != AUTO:
+        return importer(family)
+    source = Source.look(path)
+    importers = {name: importer(name) for name in FAMILIES}
+    for module in importers.values():
+        if module.recognises(source):
+            return module
+    what = (f'is a folder of the family {source.model_type!r}' if source.model_type is not None
+            else source.problem or 'is not a checkpoint of a known family')
+    takes = '; '.join(f'{name}: {module.TAKES}' for name, module in importers.items())
+    raise BundleError(f'{path}: {what}. What works: {takes}')
 
 
 def is_hub_id(source: str) -> bool:
     """Return whether a source is written like `owner/name`, not like a path."""
     owner, _, name = source.partition('/')
-    return bool(owner.strip('.~') and name) and '/' not in name and not name.endswith('.pth')
+    return (bool(owner.strip('.~') and name) and '/' not in name
+            and not name.endswith(('.pth', '.pt', '.ckpt', '.bin', '.safetensors')))
 
 
 def check_is_ours(folder: Path) -> None:

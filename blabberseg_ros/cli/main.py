@@ -12,7 +12,7 @@ from blabberseg_ros.errors import BlabbersegError
 # Modules of this package, in the order of the help page. Each has add_parser(subparsers), which
 # sets `run`, a function from the parsed arguments to the exit code.
 _COMMANDS = ('segment', 'doctor', 'bundles', 'import_bundle', 'export', 'build', 'engines',
-             'train_demo', 'evaluate_demo', 'bench', 'compare')
+             'train_demo', 'evaluate_demo', 'bench', 'compare', 'features', 'label', 'fpseg')
 _EXIT_REFUSED = 2
 _EXIT_INTERRUPTED = 130
 

@@ -4,11 +4,13 @@
 import argparse
 from pathlib import Path
 
+from blabberseg_ros.backends.registry import FAMILIES
 from blabberseg_ros.engines.choose import AUTO, DEVICES
 from blabberseg_ros.heatmap import ON_FAILURE, FusionOptions
 from blabberseg_ros.prompts import PLACEHOLDER, PromptSet, default_prompts
 
-DEFAULT_BUNDLE = 'clipseg_demo'
+# The demonstration bundle of the family.
+DEFAULT_BUNDLE = AUTO
 # The floor of our launch file and demo; requests over the service have none, as in DOVESEI.
 DEFAULT_MIN_THRESHOLD = 0.3
 
@@ -17,12 +19,23 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose the model and the engine."""
     group = parser.add_argument_group('model')
     group.add_argument('--bundle', default=DEFAULT_BUNDLE,
-                       help='folder, or name of an installed bundle (default: %(default)s)')
-    group.add_argument('--backend', default=AUTO,
-                       help='model family expected (default: that of the bundle)')
+                       help='folder, or name of an installed bundle (default: the demonstration '
+                            'bundle of the family)')
+    group.add_argument('--backend', default=AUTO, choices=(AUTO, *FAMILIES),
+                       help='model family (default: that of the bundle)')
     group.add_argument('--engine', default=AUTO,
                        help='engine to use (default: the fastest found)')
     group.add_argument('--device', default=AUTO, choices=DEVICES)
+
+
+def add_class_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a family whose classes are decoded one after the other (FPSeg)."""
+    group = parser.add_argument_group('classes (FPSeg)')
+    group.add_argument('--classes-file', type=Path, action='append', default=[], metavar='FILE',
+                       help='classes besides those of the bundle; may be given several times')
+    group.add_argument('--decode-budget', type=float, metavar='MS',
+                       help='time that the classes of a frame may take; those that are left are '
+                            'named and count as unsafe (default: no limit)')
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:

@@ -13,14 +13,17 @@ import numpy as np
 
 from blabberseg_ros.atomic import write_atomically, write_bytes, write_text
 from blabberseg_ros.cli.options import (
+    add_class_options,
     add_fusion_options,
     add_model_options,
     add_prompt_options,
     fusion_from,
     prompts_from,
 )
+from blabberseg_ros.cli.timings import print_timings
 from blabberseg_ros.errors import BlabbersegError, ImageError
 from blabberseg_ros.heatmap import Heatmap
+from blabberseg_ros.label_picture import side_by_side
 from blabberseg_ros.segmenter import Segmenter
 from blabberseg_ros.viz import overlay
 
@@ -42,14 +45,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         'segment', help='write masks and overlays of images, a folder or a video',
         description='Writes NAME_mask.png (255 safe, 0 not), NAME_overlay.png and heatmaps.csv; '
-                    'for a video the overlay is a video as well. Exit code 1 if a frame could '
+                    'for a video the overlay is a video as well. Of models with labels of their '
+                    'own NAME_labels.png as well, coloured, with a legend. Exit code 1 if a frame could '
                     'not be read or segmented; the latter gets a black mask.')
     parser.add_argument('input', type=Path, metavar='IMAGE|VIDEO|FOLDER')
     parser.add_argument('--out', type=Path, default=Path('heatmaps'), metavar='FOLDER',
                         help='where to write (default: %(default)s)')
+    parser.add_argument('--timings', action='store_true',
+                        help='of models with labels of their own: measure loading, preprocessing, '
+                             'inference and postprocessing on the first frame, beside '
+                             'postprocessing on the CPU')
     add_prompt_options(parser)
     add_fusion_options(parser)
     add_model_options(parser)
+    add_class_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -61,10 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
     count, frames = open_input(arguments.input)
     rows: list[dict[str, object]] = []
     with Segmenter.open(arguments.bundle, backend=arguments.backend, engine=arguments.engine,
-                        device=arguments.device) as segmenter:
+                        device=arguments.device, classes_files=arguments.classes_file,
+                        decode_budget_ms=arguments.decode_budget) as segmenter:
         report = segmenter.encode(prompts)
-        if report.message:
-            print(f'Note: {report.message}')
+        if report.explanation:
+            print(f'Note: {report.explanation}')
         video = _VideoOutput(arguments.input, arguments.out)
         for frame in tqdm(frames, total=count, unit='frame', desc=segmenter.engine_name):
             try:
@@ -72,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
                     raise ImageError('the file is not an image that OpenCV can read')
                 heatmap = segmenter.segment(frame.image, prompts, fusion)
                 _write(arguments.out, frame.name, frame.image, heatmap.mask, video)
+                _write_labels(arguments.out, frame, segmenter)
                 rows.append(_row(frame.name, heatmap))
             except BlabbersegError as error:
                 rows.append({'frame': frame.name, 'success': False, 'message': str(error)})
@@ -79,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
                     unsafe = np.zeros(frame.image.shape[:2], np.uint8)
                     _write(arguments.out, frame.name, frame.image, unsafe, video)
         video.close()
+        if arguments.timings:
+            print_timings(segmenter, arguments.input)
     _write_table(arguments.out / 'heatmaps.csv', rows)
     failed = [row for row in rows if 'threshold' not in row]
     for row in failed[:10]:
@@ -172,6 +185,14 @@ def _write(out: Path, name: str, image: np.ndarray, mask: np.ndarray,
         video.add(picture)
     else:
         _write_png(out / f'{stem}_overlay.png', picture[..., ::-1])
+
+
+def _write_labels(out: Path, frame: Frame, segmenter: Segmenter) -> None:
+    """Write the coloured overlay with its legend, if the model has labels."""
+    found = segmenter.label_map(frame.image) if frame.image is not None else None
+    if frame.image is not None and found is not None:
+        picture = side_by_side(frame.image, found.labels, found.names, fixed=True)
+        _write_png(out / f'{Path(frame.name).stem}_labels.png', picture[..., ::-1])
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:

@@ -10,39 +10,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blabberseg_ros.errors import ParameterError
+from blabberseg_ros.training.config import FAMILIES
 
 if TYPE_CHECKING:
-    from blabberseg_ros.models.clipseg import ClipSeg
+    from torch import nn
 
-_DEFAULT_CONFIG = Path(__file__).resolve().parent.parent.parent / 'config' / 'train_demo.yaml'
+    from blabberseg_ros.training.config import TrainConfig
+
+_CONFIGS = Path(__file__).resolve().parent.parent.parent / 'config'
+_DEFAULT_FAMILY = 'clipseg'
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'train-demo', help='train the demonstration bundle from nothing',
-        description='Trains a small CLIPSeg on procedural worlds alone, judges it and writes '
-                    'OUT/clipseg_demo.tar (the bundle), OUT/checkpoint.safetensors (every 90 s '
+        'train-demo', help='train a demonstration bundle from nothing',
+        description='Trains a small network on procedural worlds alone, judges it and writes '
+                    'OUT/FAMILY_demo.tar (the bundle), OUT/checkpoint.safetensors (every 90 s '
                     'and at the end), OUT/metrics.json and OUT/train.log. Needs torch and '
                     'open_clip_torch, and a large GPU for minutes.')
-    parser.add_argument('--config', type=Path, default=_DEFAULT_CONFIG, metavar='FILE',
-                        help='YAML file (default: config/train_demo.yaml)')
+    parser.add_argument('--family', choices=FAMILIES,
+                        help=f'which network (default: {_DEFAULT_FAMILY}, or what --config says)')
+    parser.add_argument('--config', type=Path, metavar='FILE',
+                        help='YAML file (default: config/train_demo.yaml for clipseg, '
+                             'config/train_FAMILY_demo.yaml for the others)')
     parser.add_argument('--out', type=Path, default=Path('train_output'), metavar='FOLDER',
                         help='where to write (default: %(default)s)')
     parser.add_argument('--minutes', type=float, metavar='M',
                         help='end of training, counted from the start; the number of updates is '
                              'planned so and recorded (default: that of the configuration)')
     parser.add_argument('--continue-from', type=Path, metavar='CHECKPOINT|BUNDLE',
-                        help='start from these weights instead of fresh ones; for a bundle, which '
-                             'does not say how long it was trained, earlier_steps in the '
-                             'configuration counts')
+                        help='start from these weights instead of fresh ones, as far as they have '
+                             "the configuration's sizes; for a bundle, which does not say how "
+                             'long it was trained, earlier_steps in the configuration counts')
     parser.add_argument('--device', help='torch device (default: cuda if there is one)')
     parser.add_argument('--workers', type=int, default=max((os.cpu_count() or 2) - 1, 1),
                         help='processes that generate worlds (default: %(default)s)')
+    parser.add_argument('--world-cache', type=Path, metavar='FOLDER',
+                        help='keep the worlds in this folder; runs that share it, also at the '
+                             'same time, generate each world once (23 MB a world)')
     parser.add_argument('--real-frames', type=Path, metavar='FOLDER',
                         help='folder with frames_dev/ and labels_dev/ to report on')
     parser.add_argument('--export-from', type=Path, metavar='CHECKPOINT',
-                        help='train nothing; make OUT/clipseg_demo from this checkpoint, with '
+                        help='train nothing; make OUT/FAMILY_demo from this checkpoint, with '
                              'the figures of the metrics.json beside it')
     parser.set_defaults(run=run)
 
@@ -53,10 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
         return _export(arguments.export_from, arguments.out)
     import torch
 
-    from blabberseg_ros.training.config import TrainConfig
     from blabberseg_ros.training.session import Session
 
-    config = TrainConfig.from_yaml(arguments.config)
+    config = _config(arguments.family, arguments.config)
     name = arguments.device or ('cuda' if torch.cuda.is_available() else 'cpu')
     try:
         device = torch.device(name)
@@ -64,42 +73,67 @@ def run(arguments: argparse.Namespace) -> int:
         raise ParameterError(f'{name!r} is not a torch device; use cuda or cpu') from error
     start = None
     if arguments.continue_from is not None:
-        start, earlier_steps = _start(arguments.continue_from, config.earlier_steps)
-        config = replace(config, model=start.config, earlier_steps=earlier_steps)
+        start, earlier_steps = _start(arguments.continue_from, config)
+        config = replace(config, earlier_steps=earlier_steps)
     torch.set_float32_matmul_precision('high')
     torch.backends.cudnn.benchmark = True
-    Session(config, arguments.out, device, arguments.workers, arguments.real_frames, start).run(
-        arguments.minutes)
+    Session(config, arguments.out, device, arguments.workers, arguments.real_frames, start,
+            arguments.world_cache).run(arguments.minutes)
     return 0
 
 
-def _start(path: Path, earlier_steps: int) -> 'tuple[ClipSeg, int]':
-    """Return the network to continue from, and the updates that it has had."""
+def _config(family: str | None, path: Path | None) -> 'TrainConfig':
+    """Read the configuration that was asked for.
+
+    Raises:
+        ParameterError: the file is for another family.
+    """
+    from blabberseg_ros.training.config import TrainConfig
+
+    if path is None:
+        name = 'train_demo' if family in (None, _DEFAULT_FAMILY) else f'train_{family}_demo'
+        path = _CONFIGS / f'{name}.yaml'
+    config = TrainConfig.from_yaml(path)
+    if family not in (None, config.family):
+        raise ParameterError(
+            f'{path} is for the family {config.family}, not {family}; leave --family or --config '
+            'out')
+    return config
+
+
+def _start(path: Path, config: 'TrainConfig') -> 'tuple[nn.Module, int]':
+    """Return the network to continue from, and the updates that it has had.
+
+    Raises:
+        ParameterError: it is of another family.
+    """
     from blabberseg_ros.bundle import load_bundle
-    from blabberseg_ros.models.load_clipseg import load_clipseg
+    from blabberseg_ros.models.families import load_network
     from blabberseg_ros.training.checkpoint import load_checkpoint
 
     if path.is_dir():
-        return load_clipseg(load_bundle(path)), earlier_steps
-    model, config = load_checkpoint(path)
-    return model, config.earlier_steps + config.optimiser.steps
+        bundle = load_bundle(path)
+        family, model, earlier_steps = (
+            bundle.manifest.family, load_network(bundle), config.earlier_steps)
+    else:
+        model, earlier = load_checkpoint(path)
+        family, earlier_steps = earlier.family, earlier.all_steps
+    if family != config.family:
+        raise ParameterError(f'{path} is of the family {family} and the configuration for '
+                             f'{config.family}; a network can only continue as what it is')
+    return model, earlier_steps
 
 
 def _export(checkpoint: Path, out: Path) -> int:
     from blabberseg_ros.training.checkpoint import load_checkpoint
-    from blabberseg_ros.training.session import (
-        BUNDLE_NAME,
-        METRICS,
-        export_demo,
-        write_demo_tokenizer,
-    )
+    from blabberseg_ros.training.family import bundle_name, family_class
+    from blabberseg_ros.training.session import METRICS
 
     model, config = load_checkpoint(checkpoint)
     figures = checkpoint.with_name(METRICS)
     metrics = json.loads(figures.read_text(encoding='utf-8')) if figures.is_file() else None
+    folder = out / bundle_name(config.family)
     with tempfile.TemporaryDirectory() as temporary:
-        tokenizer_json = Path(temporary) / 'tokenizer.json'
-        write_demo_tokenizer(tokenizer_json)
-        export_demo(model, config, metrics, tokenizer_json, out / BUNDLE_NAME)
-    print(f'wrote {out / BUNDLE_NAME}')
+        family_class(config.family)(Path(temporary)).export(model, config, metrics, folder)
+    print(f'wrote {folder}')
     return 0

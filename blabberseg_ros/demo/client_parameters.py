@@ -27,7 +27,8 @@ class ClientParameters:
         0.8, 'Sent with each request.', minimum=0.001, maximum=1.0)
     blur_kernel_size: int = parameter(15, 'Sent with each request.', minimum=1, maximum=127)
     dynamic_threshold: float = parameter(
-        0.1, 'Sent with each request.', minimum=0.0, maximum=1.0)
+        0.1, 'Sent with each request, or less: no more than room to land on, as a share of what '
+        'is seen from that height.', minimum=0.0, maximum=1.0)
     safety_radius_m: float = parameter(
         3.0, 'Radius of the safe ground that a spot needs.', minimum=0.5, maximum=20.0)
     depth_range_m: float = parameter(

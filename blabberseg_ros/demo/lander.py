@@ -35,8 +35,14 @@ class LanderOptions:
         search_height_m: height that it climbs back to when nothing is safe.
         commit_height_m: below it the descent goes on without a spot: a camera that close sees
             little, and climbing away is no safer than the last metres.
+        transit_height_m: height from which it flies over ground: lower, a tree may stand in the
+            way, which a camera that looks down does not see.
+        align_m: distance that it flies at any height.
         max_map_age_s: without a heatmap for so long it hovers.
         patience_s: without a spot for so long it looks elsewhere.
+        tour_step: how much farther out, in shares of the search height, each round of the search
+            lies.
+        tour_rounds: rounds after which it begins again with the innermost.
         speed_m_s: over ground.
         sink_m_s: downwards, at most; near the ground less.
         touchdown_m_s: downwards, at the end.
@@ -46,8 +52,12 @@ class LanderOptions:
     radius_m: float = 3.0
     search_height_m: float = 100.0
     commit_height_m: float = 4.0
+    transit_height_m: float = 25.0
+    align_m: float = 6.0
     max_map_age_s: float = 1.0
     patience_s: float = 1.5
+    tour_step: float = 0.4
+    tour_rounds: int = 3
     speed_m_s: float = 12.0
     sink_m_s: float = 5.0
     touchdown_m_s: float = 1.0
@@ -85,8 +95,10 @@ class Lander:
         home: point around which it searches, east and north.
     """
 
-    # Corners, in shares of the search height, that are visited in turn when nothing is safe.
-    _TOUR = ((0.0, 0.0), (0.4, 0.4), (-0.4, 0.4), (-0.4, -0.4), (0.4, -0.4))
+    # Corners of a square that are visited in turn when nothing is safe.
+    _CORNERS = ((1, 1), (-1, 1), (-1, -1), (1, -1))
+    # Seconds that a stop may take beyond twice the time of the way: it may be out of reach.
+    _STOP_S = 3.0
 
     def __init__(self, options: LanderOptions, home: tuple[float, float]) -> None:
         """Start in the air."""
@@ -94,7 +106,8 @@ class Lander:
         self._options = options
         self._home = home
         self._without_spot_since_s: float | None = None
-        self._stop_of_tour = 0
+        self._stops = 0
+        self._stop_until_s = math.inf
 
     def velocity(self, now: Situation) -> Velocity:
         """Return the velocity to fly: east, north, up."""
@@ -111,20 +124,20 @@ class Lander:
             return 0.0, 0.0, -options.touchdown_m_s
         if now.spot is None:
             return self._search(now)
-        self._without_spot_since_s = None
+        self._without_spot_since_s, self._stop_until_s = None, math.inf
         return self._fly_to(now.spot, now)
 
     def _fly_to(self, spot: Spot, now: Situation) -> Velocity:
         """Go there, and down as soon as the spot lies within a cone below."""
         options = self._options
         distance_m = spot.distance_m(now.x_m, now.y_m)
+        if distance_m > options.align_m and self._too_low(now):
+            self.phase = Phase.APPROACHING
+            return 0.0, 0.0, options.climb_m_s
         speed = min(options.speed_m_s, 0.8 * distance_m)
         share = speed / max(distance_m, 1e-6)
         east, north = share * (spot.x_m - now.x_m), share * (spot.y_m - now.y_m)
-        # A camera of 73 degrees sees 0.74 of its height to each side. What is committed to must
-        # lie below.
-        high = now.height_m > 3.0 * options.commit_height_m
-        inside = distance_m <= max(0.7, (0.5 if high else 0.1) * now.height_m)
+        inside = distance_m <= self._reach_m(now.height_m)
         self.phase = Phase.DESCENDING if inside else Phase.APPROACHING
         sink = min(options.sink_m_s, max(options.touchdown_m_s, 0.4 * now.height_m))
         return east, north, -sink if inside else 0.0
@@ -137,12 +150,42 @@ class Lander:
             self._without_spot_since_s = now.now_s
         if now.now_s - self._without_spot_since_s < options.patience_s:
             return 0.0, 0.0, 0.0
+        if self._too_low(now):
+            return 0.0, 0.0, options.climb_m_s
         up = options.climb_m_s if now.height_m < options.search_height_m else 0.0
-        share_x, share_y = self._TOUR[self._stop_of_tour % len(self._TOUR)]
-        east_m = self._home[0] + share_x * options.search_height_m - now.x_m
-        north_m = self._home[1] + share_y * options.search_height_m - now.y_m
+        stop_x_m, stop_y_m = self._stop()
+        east_m, north_m = stop_x_m - now.x_m, stop_y_m - now.y_m
         distance_m = math.hypot(east_m, north_m)
-        if distance_m < 3.0:
-            self._stop_of_tour += 1
+        if self._stop_until_s == math.inf:
+            self._stop_until_s = now.now_s + self._STOP_S + 2.0 * distance_m / options.speed_m_s
+        if distance_m < 3.0 or now.now_s > self._stop_until_s:
+            self._stops += 1
+            self._stop_until_s = math.inf
         speed = min(options.speed_m_s, 0.8 * distance_m) / max(distance_m, 1e-6)
         return speed * east_m, speed * north_m, up
+
+    def _reach_m(self, height_m: float) -> float:
+        """Return how far beside the spot it may descend.
+
+        A camera of 73 degrees sees 0.74 of its height to each side. What is committed to must lie
+        below, and so must, at the transit height, what is near enough to be aligned with.
+        """
+        options = self._options
+        if height_m <= 3.0 * options.commit_height_m:
+            return max(0.7, 0.1 * height_m)
+        return options.align_m + 0.5 * max(0.0, height_m - options.transit_height_m)
+
+    def _too_low(self, now: Situation) -> bool:
+        """Return whether something could stand in the way over ground."""
+        options = self._options
+        return now.height_m < min(options.transit_height_m, options.search_height_m)
+
+    def _stop(self) -> tuple[float, float]:
+        """Return where to look next: at the start, then at the corners of growing squares."""
+        if self._stops == 0:
+            return self._home
+        passed, corner = divmod(self._stops - 1, len(self._CORNERS))
+        share = self._options.tour_step * (1 + passed % self._options.tour_rounds)
+        reach_m = share * self._options.search_height_m
+        east, north = self._CORNERS[corner]
+        return self._home[0] + reach_m * east, self._home[1] + reach_m * north

@@ -61,6 +61,16 @@ class Viewpoint:
     height_m: float
     focal: float
 
+    def share_of(self, radius_m: float, size_px: tuple[int, int]) -> float:
+        """Return the share of the image that a disc on the ground covers; above 1 if it is larger.
+
+        Args:
+            radius_m: of the disc.
+            size_px: width and height of the image.
+        """
+        width_m = self.height_m / self.focal
+        return math.pi * radius_m**2 / (width_m**2 * size_px[1] / size_px[0])
+
 
 class GroundMap:
     """Safe ground around the point where the flight begins.

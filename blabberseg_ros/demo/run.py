@@ -28,6 +28,7 @@ from blabberseg_ros.demo.recording import Flight
 from blabberseg_ros.demo.report import Outcome, Setting, summary_table, write_report
 from blabberseg_ros.demo.scoring import score
 from blabberseg_ros.errors import BlabbersegError
+from blabberseg_ros.nodes.large_images import make_room_for_images
 
 CAMERA, HEATMAP = 'aerial_camera', 'generate_landing_heatmap'
 # For the page's probability maps; more would slow down the answers that the flight needs.
@@ -172,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ['ROS_DOMAIN_ID'] = str(20 + os.getpid() % 80)
+    make_room_for_images()
     try:
         bundle = str(find_bundle(options.bundle))
         outcomes = [_demonstrate(seed, bundle, options, progress)

@@ -150,12 +150,26 @@ class EngineKind(ABC):
 
     name = ''
     device = ''
-    # Stages that this kind runs besides those that every bundle has a graph for.
-    extra_stages: frozenset[str] = frozenset()
+    # Whether it compiles or captures anew for each set of input shapes, each of which may be wrong
+    # on its own.
+    per_shape = False
+    # Whether `auto` passes it over.
+    on_request_only = False
 
     @abstractmethod
     def probe(self) -> Availability:
         """Return whether this kind can be used here, without loading more than needed to know."""
+
+    def takes(self, bundle: Bundle) -> Availability:
+        """Return whether this kind can run a bundle's family; most run whatever has graphs."""
+        if bundle.manifest.graphs:
+            return Availability(True, '')
+        return Availability(False, f'the bundle {bundle.manifest.name} has no graphs; write it '
+                                   'again with `blabberseg export`')
+
+    def extra_stages(self, bundle: Bundle) -> frozenset[str]:
+        """Return the stages that this kind runs besides those of the bundle's graphs."""
+        return frozenset()
 
     @abstractmethod
     def create(self, bundle: Bundle, stage: str) -> Engine:

@@ -40,7 +40,8 @@ class OnnxRuntimeCpuEngine(Engine):
             raise EngineError(
                 f'ONNX Runtime cannot load {graph}: {error}. Import the bundle again, or '
                 'choose another engine (`blabberseg doctor` lists them)') from error
-        return (_specs(self._session.get_inputs()), _specs(self._session.get_outputs()))
+        return (tensor_specs(self._session.get_inputs()),
+                tensor_specs(self._session.get_outputs()))
 
     def _unload(self) -> None:
         self._session = None
@@ -65,14 +66,15 @@ class OnnxRuntimeCpu(EngineKind):
         if importlib.util.find_spec('onnxruntime') is None:
             return Availability(False, 'onnxruntime is not installed; '
                                        'pip install "blabberseg_ros[cpu]"')
-        return Availability(True, f'onnxruntime {_version()} on the CPU')
+        return Availability(True, f'onnxruntime {runtime_version()} on the CPU')
 
     def create(self, bundle: Bundle, stage: str) -> Engine:
         """Return an inactive engine for one stage of a bundle."""
         return OnnxRuntimeCpuEngine(bundle, stage)
 
 
-def _version() -> str:
+def runtime_version() -> str:
+    """Return the version of ONNX Runtime, whichever distribution it comes from."""
     for distribution in ('onnxruntime', 'onnxruntime-gpu'):
         try:
             return importlib.metadata.version(distribution)
@@ -81,6 +83,7 @@ def _version() -> str:
     return '(version unknown)'
 
 
-def _specs(nodes: list) -> list[TensorSpec]:
+def tensor_specs(nodes: list) -> list[TensorSpec]:
+    """Return what a session says of its inputs or outputs."""
     return [TensorSpec(node.name, _DTYPES.get(node.type, node.type), tuple(node.shape))
             for node in nodes]

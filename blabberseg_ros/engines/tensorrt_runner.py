@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from blabberseg_ros.engines.base import TensorSpec, Value
+from blabberseg_ros.engines.cuda_graph import CudaGraph
 from blabberseg_ros.engines.tensorrt_builder import Library, make_logger
 from blabberseg_ros.engines.tensorrt_options import Profile
 from blabberseg_ros.errors import EngineError
@@ -167,7 +168,7 @@ class _Binding:
                         for name, shape in shapes.items()}
         self._uploaded = device.cuda.Event()
         self._constants: dict[str, np.ndarray] = {}
-        self._graph: Any = None
+        self._graph: CudaGraph | None = None
         self._runs = 0
 
     def run(self, feeds: Mapping[str, Value]) -> dict[str, DeviceTensor]:
@@ -185,6 +186,12 @@ class _Binding:
             results[name] = self._device.allocate(source.shape, source.dtype)
             self._device.copy(results[name], source)
         return results
+
+    def close(self) -> None:
+        """Free the graph; the device has to be done with it."""
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
 
     def _upload(self, arrays: Mapping[str, np.ndarray]) -> None:
         # The pinned buffers may still be read by the last run's copies.
@@ -206,19 +213,13 @@ class _Binding:
             self._capture()
         self._runs += 1
         if self._graph is not None:
-            self._graph.launch(self._device.stream)
+            self._graph.launch()
         else:
             self._enqueue()
 
     def _capture(self) -> None:
-        stream = self._device.stream
         try:
-            stream.begin_capture()
-            try:
-                self._enqueue()
-            finally:
-                graph = stream.end_capture()
-            self._graph = graph.instantiate()
+            self._graph = CudaGraph(self._device.stream.handle, self._enqueue)
         except (self._device.cuda.Error, EngineError) as error:
             _LOG.warning('no CUDA graph for this plan, it runs more slowly: %s', error)
 
@@ -280,7 +281,9 @@ class PlanRunner:
 
     def close(self) -> None:
         """Free the plan and its buffers."""
-        self._bindings.clear()
+        self._device.stream.synchronize()
+        while self._bindings:
+            self._bindings.popitem()[1].close()
         self._engine = self._runtime = None
 
     def _binding(self, profile: int, shapes: dict[str, tuple[int, ...]]) -> _Binding:
@@ -292,7 +295,7 @@ class PlanRunner:
         while len(self._bindings) > _BINDINGS:
             # Its buffers may be in use by what was enqueued last.
             self._device.stream.synchronize()
-            self._bindings.popitem(last=False)
+            self._bindings.popitem(last=False)[1].close()
         return self._bindings[key]
 
 

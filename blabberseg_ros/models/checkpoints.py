@@ -18,12 +18,25 @@ State = dict[str, Tensor]
 _LFS_POINTER = b'version https://git-lfs'
 
 
-def read_state(path: Path) -> State:
+class Ignored:
+    """What stands for a Python object in a checkpoint: it takes everything and does nothing."""
+
+    def __new__(cls, *_: Any) -> 'Ignored':
+        """Take what the object was made of."""
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        """Take what the object held."""
+
+
+def read_state(path: Path, *, ignore_objects: bool = False) -> State:
     """Read the tensors of a checkpoint file.
 
     Args:
         path: `.safetensors`, a file of `torch.save` (of tensors, perhaps under `state_dict`), or
             a TorchScript archive, in which OpenAI published CLIP.
+        ignore_objects: read past Python objects beside the tensors, as training frameworks leave
+            them, without making them; they are refused else.
 
     Returns:
         Names to tensors on the CPU.
@@ -41,7 +54,7 @@ def read_state(path: Path) -> State:
                           '`git lfs pull` where it was cloned, or download the file again')
     if path.suffix == '.safetensors':
         return _read_safetensors(path)
-    content = _read_torch(path)
+    content = _read_torch(path, ignore_objects)
     if isinstance(content, dict) and isinstance(content.get('state_dict'), dict):
         content = content['state_dict']
     if not isinstance(content, dict) or not content or not all(
@@ -76,7 +89,7 @@ def _read_safetensors(path: Path) -> State:
         raise _damaged(path, error) from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, ignore_objects: bool) -> Any:
     """Read a file of `torch.save` or TorchScript without running anything that lies in it."""
     try:
         if zipfile.is_zipfile(path):
@@ -89,6 +102,8 @@ def _read_torch(path: Path) -> Any:
             # Only TorchScript archives have it. Its code is loaded as data and not called.
             if any(name.endswith('/constants.pkl') for name in names):
                 return dict(torch.jit.load(path, map_location='cpu').state_dict())
+            if ignore_objects:
+                return _read_past_objects(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         if 'global' in str(error).lower():
@@ -101,6 +116,17 @@ def _read_torch(path: Path) -> Any:
         raise
     except Exception as error:  # torch's readers raise anything on damaged bytes
         raise _damaged(path, error) from error
+
+
+def _read_past_objects(path: Path) -> Any:
+    """Read a file of `torch.save` with `Ignored` in the place of every foreign class.
+
+    Torch's reader of tensors looks the names of classes up in a list; here each unknown name leads
+    to `Ignored`. Nothing is imported, and no code of the file's choice is called.
+    """
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    with torch.serialization.safe_globals([(Ignored, name) for name in names]):
+        return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
 
 
 def _damaged(path: Path, error: Exception) -> BundleError:

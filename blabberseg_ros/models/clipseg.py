@@ -49,6 +49,9 @@ class ClipSeg(nn.Module):
     first), L extracted layers (3), r decoder width, D length of a conditional.
     """
 
+    # The networks alone: no engine resizes images, and none encodes text, in half precision.
+    half_methods = ('encode_image', 'decode')
+
     def __init__(self, config: ClipSegConfig) -> None:
         """Create the network with open_clip's and torch's initial weights."""
         super().__init__()

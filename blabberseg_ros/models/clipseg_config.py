@@ -2,7 +2,7 @@
 """Sizes of a CLIPSeg network, apart from the network so that reading them needs no torch."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from blabberseg_ros.errors import BundleError
 
@@ -30,6 +30,9 @@ class ClipSegConfig:
     Raises:
         BundleError: on construction, when the sizes do not fit together.
     """
+
+    family: ClassVar[str] = 'clipseg'
+    title: ClassVar[str] = 'CLIPSeg'
 
     input_size_px: int = 352
     patch_size_px: int = 16

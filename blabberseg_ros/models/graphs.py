@@ -19,12 +19,15 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 
 from blabberseg_ros.atomic import write_atomically
+from blabberseg_ros.models.half_graphs import convert_to_half
 
 OPSET = 18
 # Its operators are generic over tensor types, which says nothing about symbolic values.
 op: Any = opset18
 # Width of safetensors' header length, which precedes the header (format specification).
 _HEADER_LENGTH_BYTES = 8
+# How names of the network's weights begin in a graph.
+_NETWORK = 'model.'
 _DTYPES = {'F32': ir.DataType.FLOAT, 'F16': ir.DataType.FLOAT16}
 
 
@@ -66,7 +69,8 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
-                 inputs: tuple[Port, ...], outputs: tuple[str, ...], weights: Path) -> None:
+                 inputs: tuple[Port, ...], outputs: tuple[str, ...], weights: Path,
+                 half: Path | None = None) -> None:
     """Export a module to an ONNX file next to the bundle's weights.
 
     Args:
@@ -77,6 +81,7 @@ def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
         inputs: names and dynamic axes of the inputs, in order.
         outputs: names of the outputs, in order.
         weights: the bundle's safetensors file, already written.
+        half: of the same graph in half precision, if that is wanted.
     """
     dynamic = tuple({axis: torch.export.Dim.DYNAMIC for axis, _ in port.dynamic}
                     for port in inputs)
@@ -91,20 +96,29 @@ def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
         raise TypeError('torch.onnx.export returned no program')
     model = program.model
     optimize_ir(model, should_fold=_should_fold)
-    _use_stored_weights(model.graph, stored_tensors(weights), weights)
+    learned = _use_stored_weights(model.graph, stored_tensors(weights), weights)
     _name_axes(model.graph, inputs)
+    if half is not None:
+        copy = model.clone()
+        convert_to_half(copy, learned)
+        _save(copy, half)
+    _save(model, path)
+
+
+def _save(model: ir.Model, path: Path) -> None:
     _strip(model)
     write_atomically(path, lambda temporary: ir.save(model, temporary))
 
 
 def _should_fold(node: ir.Node) -> bool | None:
-    """Keep transposed weights as nodes: folded, each would be a second copy of the weight.
+    """Keep what is computed of a weight alone as nodes: folded, it would be a second copy of it.
 
-    Every engine folds them when it loads the graph.
+    Every engine folds it when it loads the graph.
     """
-    source = node.inputs[0] if node.inputs else None
-    if node.op_type == 'Transpose' and source is not None and source.is_initializer():
-        return False
+    for source in node.inputs:
+        if source is not None and source.is_initializer() and (
+                node.op_type == 'Transpose' or (source.name or '').startswith(_NETWORK)):
+            return False
     return None
 
 
@@ -137,17 +151,25 @@ _TRANSLATIONS: dict[Callable, Callable] = {
 }
 
 
-def _use_stored_weights(graph: ir.Graph, stored: dict[str, StoredTensor], weights: Path) -> None:
-    """Point the initialisers that are weights of the network into the safetensors file."""
+def _use_stored_weights(graph: ir.Graph, stored: dict[str, StoredTensor],
+                        weights: Path) -> frozenset[str]:
+    """Point the initialisers that are weights of the network into the safetensors file.
+
+    Returns:
+        Their names.
+    """
+    used = set()
     for name, value in list(graph.initializers.items()):
-        weight = stored.get(name.removeprefix('model.'))
-        if weight is None or not name.startswith('model.'):
+        weight = stored.get(name.removeprefix(_NETWORK))
+        if weight is None or not name.startswith(_NETWORK):
             continue
+        used.add(name)
         value.const_value = ir.ExternalTensor(
             weights.name, weight.offset, weight.length, weight.dtype,
             shape=ir.Shape(weight.shape), name=name, base_dir=weights.parent)
         if value.dtype is not None and value.dtype != weight.dtype:
             _cast_after_load(graph, value, stored=weight.dtype, computed=value.dtype)
+    return frozenset(used)
 
 
 def _cast_after_load(graph: ir.Graph, value: ir.Value, *, stored: ir.DataType,

@@ -9,18 +9,24 @@ OpenAI's CLIP ViT-B/16. Our network has the authors' names, so that theirs need 
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from blabberseg_ros.atomic import sha256_of
 from blabberseg_ros.errors import BundleError
 from blabberseg_ros.models.checkpoints import State, read_json, read_state
 from blabberseg_ros.models.clipseg import ClipSeg
-from blabberseg_ros.models.clipseg_config import ClipSegConfig
+from blabberseg_ros.models.clipseg_config import ClipSegConfig, check_input_size
+from blabberseg_ros.models.importing import (
+    FPSEG_OPTIONS,
+    Imported,
+    ImportOptions,
+    Source,
+    hugging_face_weights,
+    some,
+)
 
 HUB_ID = 'CIDAS/clipseg-rd64-refined'
 CLIP_BY_NAME = 'openai'
@@ -77,19 +83,43 @@ _HF_TOWER_PARTS = (('.self_attn.', '.attn.'), ('.layer_norm', '.ln_'), ('.mlp.fc
 _HF_DECODER_PARTS = (('.layer_norm', '.norm'), ('.mlp.fc', '.linear'))
 
 
-@dataclass(frozen=True)
-class Imported:
-    """A network read from a checkpoint.
+TAKES = 'a Hugging Face CLIPSeg folder, or a decoder of the authors (.pth) with --clip'
+HELP = """\
+CLIPSeg
+  https://huggingface.co/CIDAS/clipseg-rd64-refined          best masks, whole model, 603 MB
+      model.safetensors  SHA-256 d00ca85d6b859f9d07b7cfb8ef26fe9771cb275b34c9368f2ecf603139307f55
+  https://github.com/timojl/clipseg (weights/, by Git LFS)   decoders, 1 to 5 MB
+      rd64-uni-refined.pth  SHA-1 8a3824a4f447096af25a00f9ac80b50e13cace63
+      rd64-uni.pth  SHA-256 13845f6cee4d54ca46f62ee19dd354822094a26e0efccc64e606be93d6a7e26f
+      rd16-uni.pth  SHA-256 61545cdb3a28f99d33d457c64a9721ade835a9dfbda604c459de6831c504167a
+  OpenAI's CLIP ViT-B/16, 351 MB (other trainings of the same shape do not fit the decoders)
+      https://openaipublic.azureedge.net/clip/models/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt
+      ViT-B-16.pt  SHA-256 5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f
+  Licences: the hub page is tagged apache-2.0, while the authors say that their licence covers the
+  code alone and the weights are released for research purposes (timojl/clipseg, issue 35). Ask
+  them before any other use. CLIP: MIT (openai/CLIP).
+"""
 
-    Attributes:
-        model: the network, float32, in evaluation mode.
-        source: the files that it was read from, with their SHA-256.
-        licence: what is known about the licence of the weights.
+
+def recognises(source: Source) -> bool:
+    """Return whether a source looks like CLIPSeg's weights."""
+    return source.model_type == 'clipseg' or 'film_mul.weight' in source.keys
+
+
+def import_model(path: Path, options: ImportOptions) -> Imported:
+    """Read CLIPSeg's weights from a folder of Hugging Face or a file of the authors.
+
+    Raises:
+        BundleError: missing, damaged, of another family or of another shape; an option that says
+            nothing here.
     """
-
-    model: ClipSeg
-    source: str
-    licence: str
+    options.refuse('CLIPSeg', 'classes', 'aliases', *FPSEG_OPTIONS)
+    size_px = ClipSegConfig.input_size_px if options.input_size_px is None else \
+        options.input_size_px
+    check_input_size(size_px)
+    if path.is_dir():
+        return import_hugging_face(path, size_px)
+    return import_original(path, options.clip, size_px)
 
 
 def import_hugging_face(folder: Path, input_size_px: int = 352) -> Imported:
@@ -108,35 +138,11 @@ def import_hugging_face(folder: Path, input_size_px: int = 352) -> Imported:
     if family != 'clipseg':
         raise BundleError(f'{config_path} describes a model of the family {family!r}, not '
                           f'clipseg; give a folder like that of {HUB_ID}')
-    candidates = [folder / name for name in ('model.safetensors', 'pytorch_model.bin')]
-    weights = next((path for path in candidates if path.is_file()), None)
-    if weights is None:
-        raise BundleError(f'{folder} has a config.json but no weights; put model.safetensors or '
-                          'pytorch_model.bin next to it')
+    weights = hugging_face_weights(folder)
     options = _hugging_face_options(config, config_path)
     state = _from_hugging_face(read_state(weights))
     model = _build(state, str(weights), input_size_px, **options)
     return _imported(model, [weights, config_path])
-
-
-def import_hub(hub_id: str, input_size_px: int = 352, revision: str | None = None) -> Imported:
-    """Download a CLIPSeg repository from the Hugging Face hub (or its cache) and read it.
-
-    Raises:
-        BundleError: it cannot be had, or as for `import_hugging_face`.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = snapshot_download(hub_id, revision=revision,
-                                   allow_patterns=['config.json', 'model.safetensors'])
-    except Exception as error:  # its HTTP library's errors share no base with its own
-        raise BundleError(
-            f'{hub_id} cannot be had from the Hugging Face hub: {error}. Without a network, '
-            'download its files elsewhere and give their folder') from error
-    imported = import_hugging_face(Path(folder), input_size_px)
-    return Imported(imported.model, f'{hub_id} on the Hugging Face hub: {imported.source}',
-                    imported.licence)
 
 
 def import_original(decoder: Path, clip: Path | str | None, input_size_px: int = 352) -> Imported:
@@ -154,7 +160,7 @@ def import_original(decoder: Path, clip: Path | str | None, input_size_px: int =
     state = read_state(decoder)
     if 'film_mul.weight' not in state:
         raise BundleError(f'{decoder} is not a CLIPSeg decoder: it has no film_mul.weight but '
-                          f'{_some(state)}. Give rd64-uni-refined.pth, rd64-uni.pth or '
+                          f'{some(state)}. Give rd64-uni-refined.pth, rd64-uni.pth or '
                           'rd16-uni.pth, and CLIP by --clip')
     files, note = [decoder], ''
     if clip is None and not any(key.startswith('clip_model.') for key in state):
@@ -238,7 +244,7 @@ def _check_is_vit(state: State, path: Path) -> None:
     elif any('vision_model.' in key for key in state):
         kind = "in Hugging Face's format"
     else:
-        kind = f'not an image and text CLIP (it has {_some(state)})'
+        kind = f'not an image and text CLIP (it has {some(state)})'
     raise BundleError(f"{path} is {kind}; give OpenAI's CLIP ViT-B/16 in OpenAI's or open_clip's "
                       'format')
 
@@ -259,7 +265,7 @@ def _build(state: State, source: str, input_size_px: int, *,
     if missing or unexpected:
         raise BundleError(
             f'{source} does not fit CLIPSeg {config.variant}. Missing: '
-            f'{_some(missing)}. Not expected: {_some(unexpected)}. Give unchanged published '
+            f'{some(missing)}. Not expected: {some(unexpected)}. Give unchanged published '
             'files')
     for key, weight in expected.items():
         if used[key].shape != weight.shape:
@@ -278,7 +284,7 @@ def _config_of(state: State, source: str, input_size_px: int, *, extract: tuple[
     def length(key: str, axis: int = 0) -> int:
         if key not in state or axis >= state[key].ndim:
             raise BundleError(f'{source} is not a whole CLIPSeg: it has no usable {key}. It has '
-                              f'{_some(state)}')
+                              f'{some(state)}')
         return state[key].shape[axis]
 
     depth = {len(re.findall(r'reduces\.\d+\.weight', '\n'.join(state)))}
@@ -327,11 +333,3 @@ def _imported(model: ClipSeg, files: list[Path]) -> Imported:
         licences += [f'{path.name}: {licence}'] if licence else []
     return Imported(model, ', '.join(notes), '; '.join(licences) or
                     'unknown; ask where the weights come from')
-
-
-def _some(names: Mapping[str, Tensor] | list[str], limit: int = 6) -> str:
-    listed = list(names)
-    if not listed:
-        return 'nothing'
-    more = f' and {len(listed) - limit} more' if len(listed) > limit else ''
-    return ', '.join(listed[:limit]) + more

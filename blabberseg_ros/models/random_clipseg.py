@@ -7,6 +7,10 @@ from torch import Tensor
 from blabberseg_ros.models.clipseg import ClipSeg
 from blabberseg_ros.models.clipseg_config import ClipSegConfig
 
+# A frame takes milliseconds, an export seconds.
+SMALL = ClipSegConfig(
+    vision_width=96, vision_heads=3, vision_mlp=384, text_width=48, text_heads=3, text_layers=3,
+    text_mlp=192, embed_dim=48, reduce_dim=16, decoder_ffn=64)
 _UNPROMPTED_GAIN = 0.2
 _TRANSPOSED = ('trans_conv.weight', 'trans_conv.2.weight', 'trans_conv.4.weight')
 

@@ -17,6 +17,7 @@ from blabberseg_ros.heatmap import Heatmap, Timings
 AGE_WARN_S = 0.5
 AGE_ERROR_S = 1.0
 RATE_WINDOW_S = 5.0
+MAX_RATE_HZ = 1000
 WINDOW = 256
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
@@ -80,7 +81,7 @@ class Statistics:
         self._clock = clock
         self._lock = threading.Lock()
         self._timings: deque[Timings] = deque(maxlen=WINDOW)
-        self._answered_s: deque[float] = deque(maxlen=WINDOW)
+        self._answered_s: deque[float] = deque(maxlen=round(RATE_WINDOW_S * MAX_RATE_HZ))
         self._counts: Counter[str] = Counter()
         self._last_frame_s: float | None = None
         self._streaming_since_s: float | None = None

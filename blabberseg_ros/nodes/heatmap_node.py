@@ -27,6 +27,7 @@ from ros2_open_voc_landing_heatmap_srv.srv import GetLandingHeatmap
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from blabberseg_ros.engines.choose import AUTO
 from blabberseg_ros.errors import BlabbersegError, EngineError
 from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.nodes.diagnostics import ModelState, NodeState, Statistics, report, to_array
@@ -63,14 +64,17 @@ T = TypeVar('T')
 class HeatmapNode(LifecycleNode):
     """Answers requests and camera frames with landing heatmaps."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str = AUTO) -> None:
         """Create every interface; the model is loaded when the node is configured.
+
+        Args:
+            backend: default of the parameter.
 
         Raises:
             ParameterError: a parameter given at the start is refused.
         """
         super().__init__(NODE_NAME)
-        self._values = HEATMAP_TABLE.declare(self)
+        self._values = HEATMAP_TABLE.declare(self, backend=backend)
         self._values_lock = threading.RLock()
         self._mirroring = threading.local()
         self._lifecycle = UNCONFIGURED
@@ -172,7 +176,9 @@ class HeatmapNode(LifecycleNode):
             self._store_prompts(PromptSet.from_yaml(values.prompts_file))
         self._wait(self._worker.open(lambda: Segmenter.open(
             values.bundle, backend=values.backend, engine=values.engine, device=values.device,
-            cache_dir=Path(values.cache_dir).expanduser() if values.cache_dir else None)),
+            cache_dir=Path(values.cache_dir).expanduser() if values.cache_dir else None,
+            classes_files=[Path(values.classes_file).expanduser()] if values.classes_file else [],
+            decode_budget_ms=values.decode_budget_ms or None)),
             f'checking the model {values.bundle}')
 
     def _activate(self) -> None:
@@ -288,8 +294,8 @@ class HeatmapNode(LifecycleNode):
                                       throttle_duration_sec=1.0)
             return response
         response.success = True
-        response.message = change.report.message
-        response.truncated = _given_texts(change)
+        response.message = change.report.explanation
+        response.truncated = list(change.report.cut)
         response.encode_ms = float(change.report.encode_ms)
         response.since = Time(nanoseconds=change.since_ns).to_msg()
         return response
@@ -337,9 +343,11 @@ class HeatmapNode(LifecycleNode):
         else:
             message = future.result().report.message
             self.get_logger().info('new prompts are in use' + (f': {message}' if message else ''))
-        change = self._worker.prompts
-        if change is not None:
-            self._store_prompts(change.prompts)
+        # A change that has been asked for since then is what the parameters show already.
+        with self._values_lock:
+            change = self._worker.prompts
+            if change is not None and not self._worker.changing:
+                self._store_prompts(change.prompts)
 
     def _store_prompts(self, prompts: PromptSet) -> None:
         """Put prompts into the parameters without having them encoded once more."""
@@ -396,29 +404,26 @@ def _result(future: 'Future[T]', timeout_s: float, too_late: str) -> T:
         raise EngineError(too_late) from None
 
 
-def _given_texts(change: PromptChange) -> list[str]:
-    """Return the prompts that were cut, as they were given, without the template."""
-    cut = {reading.text for reading in change.report.truncated}
-    prompts = change.prompts
-    given = prompts.negative + prompts.positive
-    return [prompt for prompt, text in zip(given, prompts.texts, strict=True) if text in cut]
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, BlabbersegError):
         return str(error)
     return f'internal error, please report it: {error!r}'
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; return the exit code."""
+def main(arguments: Sequence[str] | None = None, backend: str = AUTO) -> int:
+    """Run the node until SIGINT or SIGTERM; return the exit code.
+
+    Args:
+        arguments: of the command line; None takes those of the process.
+        backend: model family where the parameter says nothing.
+    """
     ended = True
 
     def close(node: Any) -> None:
         nonlocal ended
         ended = node.close()
 
-    code = run_node(HeatmapNode, arguments, THREADS, close)
+    code = run_node(lambda: HeatmapNode(backend), arguments, THREADS, close)
     if not ended:
         # A thread that hangs in the engine would hold up, or crash, the interpreter's end.
         sys.stdout.flush()

@@ -79,13 +79,17 @@ class ParameterTable(Generic[T]):
         self.defaults: dict[str, Any] = {
             item.name: item.default for item in fields(values)}  # type: ignore
 
-    def declare(self, node: Node) -> T:
+    def declare(self, node: Node, **own: Any) -> T:
         """Declare all parameters on a node and return their values at the start.
+
+        Args:
+            node: that gets them.
+            **own: defaults of this node, where they differ from the table's.
 
         Raises:
             ParameterError: a value from the command line or a file is refused.
         """
-        for name, default in self.defaults.items():
+        for name, default in {**self.defaults, **own}.items():
             try:
                 node.declare_parameter(
                     name, list(default) if isinstance(default, tuple) else default,
@@ -145,11 +149,16 @@ class ParameterTable(Generic[T]):
                         f'{bounds.changeable} | {description} |')
         return '\n'.join(rows) + '\n'
 
-    def yaml(self, node_name: str) -> str:
-        """Return a parameter file with every parameter at its default, explained."""
+    def yaml(self, node_name: str, **own: Any) -> str:
+        """Return a parameter file with every parameter at its default, explained.
+
+        Args:
+            node_name: of the node.
+            **own: values that differ from the defaults.
+        """
         lines = ['# SPDX-License-Identifier: Apache-2.0', f'{node_name}:', '  ros__parameters:']
         for name, bounds in self.bounds.items():
-            default = self.defaults[name]
+            default = own.get(name, self.defaults[name])
             explanation = f'{bounds.description} {bounds}.' if str(bounds) else bounds.description
             lines += [f'    # {line}' for line in textwrap.wrap(explanation, 93)]
             if isinstance(default, tuple):

@@ -38,11 +38,12 @@ class HeatmapParameters:
     """
 
     bundle: str = parameter(
-        'clipseg_demo', 'Model: folder of a bundle, or name of an installed one.',
+        'auto', 'Model: folder of a bundle, or name of an installed one; auto takes the '
+        'demonstration bundle of the family (CLIPSeg, if that is auto too).',
         changeable=UNCONFIGURED)
     backend: str = parameter(
-        'auto', "Model family that is expected; auto takes the bundle's, any other family than "
-        "the bundle's is refused.", choices=('auto', *FAMILIES), changeable=UNCONFIGURED)
+        'auto', "Model family; auto takes the bundle's, any other family than the bundle's is "
+        'refused.', choices=('auto', *FAMILIES), changeable=UNCONFIGURED)
     engine: str = parameter(
         'auto', 'What runs the model; auto takes the fastest that works here. `blabberseg doctor` '
         'lists the names.', changeable=UNCONFIGURED)
@@ -54,6 +55,13 @@ class HeatmapParameters:
     load_timeout_s: float = parameter(
         120.0, 'Longest time that loading a model may take, in seconds.', minimum=1.0,
         maximum=3600.0, changeable=ALWAYS)
+    classes_file: str = parameter(
+        '', 'FPSeg: file of classes besides those of the bundle, as `blabberseg fpseg tune` '
+        'writes it; empty: none.', changeable=UNCONFIGURED)
+    decode_budget_ms: float = parameter(
+        0.0, 'FPSeg: time that the classes of a frame may take, in milliseconds. They are decoded '
+        'in the order of the prompts, negatives first; the rest is named in the message and '
+        'counts as unsafe. 0: no limit.', minimum=0.0, maximum=10000.0, changeable=UNCONFIGURED)
     prompts_file: str = parameter(
         '', 'YAML file with positive, negative and template. Where one is named it replaces the '
         'three prompt parameters when the node is configured.', changeable=UNCONFIGURED)

@@ -18,6 +18,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from blabberseg_ros.errors import BlabbersegError
+from blabberseg_ros.nodes.large_images import make_room_for_images
 
 # An idle `spin` sometimes sleeps through a signal, so waiting is cut into slices.
 WAKE_UP_S = 0.1
@@ -45,6 +46,7 @@ def run_node(create: Callable[[], Node], arguments: Sequence[str] | None, num_th
         # Set even where it was inherited as ignored, as by processes that a shell script started
         # in the background.
         signal.signal(number, lambda *_: stopping.set())
+    make_room_for_images()
     rclpy.init(args=None if arguments is None else list(arguments),
                signal_handler_options=SignalHandlerOptions.NO)
     try:

@@ -145,6 +145,11 @@ class Worker:
         return self._prompts
 
     @property
+    def changing(self) -> bool:
+        """Return whether a prompt set is being encoded, or waits for it."""
+        return self._encoding is not None or self._next_encoding is not None
+
+    @property
     def waiting(self) -> int:
         """Return the number of requests that wait for their turn."""
         return len(self._requests)

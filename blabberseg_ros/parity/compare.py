@@ -129,8 +129,8 @@ def compare(first: Backend, second: Backend, images: Iterable[tuple[str, np.ndar
     Raises:
         EngineError: an engine fails or answers NaN.
     """
-    sides = (Side(first, first.encode_prompts(prompts.texts)),
-             Side(second, second.encode_prompts(prompts.texts)))
+    sides = (Side(first, first.encode_prompts(first.texts(prompts))),
+             Side(second, second.encode_prompts(second.texts(prompts))))
     fixed, dynamic = Confusion(), Confusion()
     compared = []
     for name, image in images:

@@ -2,17 +2,20 @@
 """The parity gate: an engine is used only if it answers as the network in fp32 does.
 
 Exports, compilers and half precision fail in ways that no error message tells: prompts in another
-order, a plain GELU, a lost position embedding. So each engine segments two fixed frames for
-DOVESEI's thirteen prompts before it is trusted, and is compared with torch in fp32 on the CPU, or,
-where torch is not installed, with ONNX Runtime in fp32 on the CPU, which the test suite holds to
-torch. A pass is remembered for the same model, engine, libraries and GPU.
+order, a plain GELU, a lost position embedding. So each engine segments two fixed frames for the
+family's example prompts, DOVESEI's thirteen where any text will do, before it is trusted. It is
+compared with torch in fp32 on the CPU, or, where torch is not installed, with ONNX Runtime in fp32
+on the CPU, which the test suite holds to torch. A pass is remembered for the same model, engine,
+libraries and GPU.
 """
 
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 from blabberseg_ros.backends.base import Backend, Query
@@ -22,12 +25,10 @@ from blabberseg_ros.errors import NotFiniteError, ParityError
 from blabberseg_ros.heatmap import (
     FusionOptions,
     apply_threshold,
-    blur_and_resize,
     find_threshold,
-    positive_probability,
 )
 from blabberseg_ros.parity import reference as torch_reference
-from blabberseg_ros.parity.frames import gate_frames
+from blabberseg_ros.parity.frames import GATE, gate_frames
 from blabberseg_ros.parity.metrics import (
     AREA_FRACTIONS,
     FLIP_MARGIN,
@@ -37,23 +38,39 @@ from blabberseg_ros.parity.metrics import (
 )
 from blabberseg_ros.parity.report import FrameFigures, Outcome, ParityReport
 from blabberseg_ros.parity.store import ParityStore, identity_of
-from blabberseg_ros.prompts import PromptSet, default_prompts
+from blabberseg_ros.prompts import PromptSet
 
 _LOG = logging.getLogger(__name__)
 COSINE_REQUIRED = {'fp32': 0.9999, 'tf32': 0.999, 'fp16': 0.999, 'bf16': 0.999}
 IOU_REQUIRED = 0.99
 FRACTIONS_REQUIRED = 3
-# What a bundle made by `random_clipseg` says of its source. Its masks are noise, whose borders
-# are everywhere, so their IoU is only reported.
+# What a bundle made by a `models.random_FAMILY` says of its source. Its masks are noise, whose
+# borders are everywhere, so their IoU is only reported.
 RANDOM_WEIGHTS = 'random weights'
 _CPU_RUNTIME = 'onnxruntime-cpu'
 
 
-def admit(backend: Backend, store: ParityStore | None = None) -> ParityReport | None:
+@dataclass(frozen=True)
+class Shapes:
+    """What an engine may be built for: width and height of the image, and number of prompts."""
+
+    width_px: int
+    height_px: int
+    prompts: int
+
+    def __str__(self) -> str:
+        """Return them for a reader."""
+        return f'{self.width_px}x{self.height_px} pixels and {self.prompts} prompts'
+
+
+def admit(backend: Backend, shapes: Shapes | None = None,
+          store: ParityStore | None = None) -> ParityReport | None:
     """Let an engine pass that gives the reference's answers.
 
     Args:
         backend: active.
+        shapes: to compare it for, if it is built for each set of them; None for those of the
+            gate's own frames and prompts.
         store: of earlier passes; the user's if None.
 
     Returns:
@@ -66,6 +83,8 @@ def admit(backend: Backend, store: ParityStore | None = None) -> ParityReport | 
     """
     if _is_reference(backend.kind):
         return None
+    if shapes in _own_shapes(backend):
+        shapes = None
     kind = reference_kind(backend.bundle)
     if kind is None:
         _LOG.warning(
@@ -74,15 +93,20 @@ def admit(backend: Backend, store: ParityStore | None = None) -> ParityReport | 
             backend.kind.name)
         return None
     store = store if store is not None else ParityStore()
-    identity = identity_of(backend, kind.name)
+    identity = identity_of(backend, kind.name, '' if shapes is None else str(shapes))
     known = store.load(identity)
     if known is not None:
         return known
-    _LOG.info('Comparing %s with %s; this is done once', backend.kind.name, kind.name)
+    _LOG.info('Comparing %s with %s%s; this is done once', backend.kind.name, kind.name,
+              '' if shapes is None else f' for {shapes}')
     reference = type(backend)(backend.bundle, kind)
     reference.activate()
     try:
-        report = check_parity(reference, backend)
+        if shapes is None:
+            report = check_parity(reference, backend)
+        else:
+            report = check_parity(reference, backend, frames=_frames_of(shapes),
+                                  prompts=_prompts_of(backend.example_prompts(), shapes))
     finally:
         reference.deactivate()
     if not report.passed:
@@ -95,6 +119,28 @@ def admit(backend: Backend, store: ParityStore | None = None) -> ParityReport | 
     return report
 
 
+def _own_shapes(backend: Backend) -> list[Shapes]:
+    count = len(backend.example_prompts())
+    return [Shapes(*pose.size_px, count) for pose in GATE]
+
+
+def _frames_of(shapes: Shapes) -> list[np.ndarray]:
+    size = (shapes.width_px, shapes.height_px)
+    return [np.ascontiguousarray(cv2.resize(frame, size)) for frame in gate_frames()]
+
+
+def _prompts_of(prompts: PromptSet, shapes: Shapes) -> PromptSet:
+    """Return as many prompts as wanted, both kinds in their old ratio, repeated if need be."""
+    positives = max(round(shapes.prompts * len(prompts.positive) / len(prompts)), 1)
+    negatives = max(shapes.prompts - positives, 1)
+    return PromptSet(_cycled(prompts.positive, positives), _cycled(prompts.negative, negatives),
+                     prompts.template)
+
+
+def _cycled(texts: tuple[str, ...], count: int) -> tuple[str, ...]:
+    return tuple(texts[index % len(texts)] for index in range(count))
+
+
 def reference_kind(bundle: Bundle) -> EngineKind | None:
     """Return the engine to compare with: torch on the CPU, else ONNX Runtime on the CPU.
 
@@ -103,7 +149,7 @@ def reference_kind(bundle: Bundle) -> EngineKind | None:
     """
     from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
 
-    if bundle.manifest.family == 'clipseg' and torch_reference.TorchCpu().probe().ok:
+    if torch_reference.TorchCpu().probe().ok:
         return torch_reference.TorchCpu()
     if bundle.manifest.graphs and OnnxRuntimeCpu().probe().ok:
         return OnnxRuntimeCpu()
@@ -119,16 +165,17 @@ def check_parity(reference: Backend, tested: Backend, *,
         reference: active, in fp32.
         tested: active.
         frames: uint8 [H, W, 3], RGB; those of the gate if None.
-        prompts: DOVESEI's if None.
+        prompts: the family's example prompts if None.
 
     Raises:
         EngineError: an engine fails. NaN from the tested one is a FAIL, not an error.
     """
     started = time.perf_counter()
     frames = gate_frames() if frames is None else frames
-    prompts = prompts or default_prompts()
+    prompts = prompts or tested.example_prompts()
+    texts = tested.texts(prompts)
     try:
-        codes = (reference.encode_prompts(prompts.texts), tested.encode_prompts(prompts.texts))
+        codes = (reference.encode_prompts(texts), tested.encode_prompts(texts))
         figures = tuple(
             compare_frame(reference, tested, image, prompts, codes, str(index))
             for index, image in enumerate(frames))
@@ -168,9 +215,9 @@ def compare_frame(reference: Backend, tested: Backend, image: np.ndarray, prompt
     cosines = centred_cosines(wanted, got)
     if answer.probability is None or not (answer.finite and np.isfinite(cosines).all()):
         raise NotFiniteError(f'{tested.kind.name} answered NaN or infinity')
-    expected = blur_and_resize(
-        positive_probability(wanted, np.array(prompts.is_positive)), fusion.blur_kernel_size,
-        *size)
+    expected = reference.to_image(
+        reference.reference_probability(wanted, codes[0], prompts.is_positive),
+        fusion.blur_kernel_size, size)
     apart = difference(expected, answer.probability)
     own = find_threshold(answer.probability, fusion)
     mask = apply_threshold(answer.probability, own, fusion.on_failure)

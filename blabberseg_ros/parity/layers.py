@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from blabberseg_ros.backends.base import Query
+from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import Bundle
-from blabberseg_ros.engines.base import EngineKind, TensorSpec
+from blabberseg_ros.engines.base import Engine, EngineKind, TensorSpec, Value
 from blabberseg_ros.errors import EngineError
+from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.parity import reference
+from blabberseg_ros.prompts import PromptSet
 
-STAGES = ('text_encoder', 'film', 'image_encoder', 'decoder', 'fusion')
 # Relative to the length of the reference's value; rounding alone stays below.
 TOLERANCE = {'fp32': 1e-4, 'fp16': 5e-3, 'bf16': 4e-2}
 _ONNX_RUNTIME, _TORCH_CUDA = 'onnxruntime-cpu', 'torch-cuda'
-# Stages whose results are cached stay in fp32.
-_ALWAYS_FP32 = ('text_encoder', 'film', 'fusion')
+# All others stay in fp32: their results are cached, or make the mask.
+_HALF_STAGES = ('image_encoder', 'decoder')
 Trace = dict[str, np.ndarray]
 
 
@@ -45,18 +48,32 @@ class NodeDifference:
     error: float
 
 
+@dataclass(frozen=True)
+class Question:
+    """What both engines are asked.
+
+    Attributes:
+        image: uint8 [H, W, 3], RGB.
+        prompts: what is safe and what is not.
+        fusion: blur and threshold.
+    """
+
+    image: np.ndarray
+    prompts: PromptSet
+    fusion: FusionOptions
+
+
 def compare_nodes(first: tuple[Bundle, EngineKind], second: tuple[Bundle, EngineKind],
-                  feeds: Mapping[str, np.ndarray]) -> Iterator[NodeDifference]:
+                  question: Question) -> Iterator[NodeDifference]:
     """Compare all values that two engines have in common, stage by stage, in order.
 
-    Each stage gets the reference's results of the stage before, so that a difference is that of
-    its own.
+    Each stage gets what torch in fp32 made of the first model's stages before it, so that a
+    difference is that of its own.
 
     Args:
         first: model and engine of the reference.
         second: model and engine to test.
-        feeds: `tokens`, `image`, `rows`, `cols`, `positive`, `rows_out`, `cols_out`, as the
-            stages take them.
+        question: what is asked.
 
     Raises:
         EngineError: an engine cannot show its nodes, or the networks are of different size.
@@ -64,17 +81,50 @@ def compare_nodes(first: tuple[Bundle, EngineKind], second: tuple[Bundle, Engine
     if first[0].manifest.architecture != second[0].manifest.architecture:
         raise EngineError('--layers compares the nodes of one network, and these models have '
                           'networks of different size; leave it out')
-    known = dict(feeds)
-    for stage in STAGES:
-        inputs, outputs = _ports_of(first[0], stage)
-        given = {name: known[f'{name}_out' if stage == 'fusion' and f'{name}_out' in known
-                             else name] for name in inputs}
-        wanted, got = (trace(bundle, kind, stage, given) for bundle, kind in (first, second))
+    for stage, feeds in _feeds_of(first[0], question).items():
+        wanted, got = (trace(bundle, kind, stage, feeds) for bundle, kind in (first, second))
         for name, value in wanted.items():
             if name in got and got[name].shape == value.shape:
                 yield NodeDifference(stage, name, value.shape, _error(value, got[name]))
-        # Values inside a graph may be called as an input of the next one is.
-        known.update((name, wanted[name]) for name in outputs)
+
+
+def _feeds_of(bundle: Bundle, question: Question) -> dict[str, dict[str, np.ndarray]]:
+    """Answer a question with torch; return what each stage was fed, in the order of first use."""
+    kind = _Recorder()
+    backend = backend_class(bundle.manifest.family)(bundle, kind)
+    height, width, _ = question.image.shape
+    backend.activate()
+    try:
+        codes = backend.encode_prompts(backend.texts(question.prompts))
+        backend.answer(backend.encode_image(question.image), codes, Query(
+            question.prompts.is_positive, question.fusion, (height, width)))
+    finally:
+        backend.deactivate()
+    return kind.feeds
+
+
+class _Recorder(reference.TorchCpu):
+    """Torch on the CPU that remembers the first inputs of each stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feeds: dict[str, dict[str, np.ndarray]] = {}
+
+    def create(self, bundle: Bundle, stage: str) -> Engine:
+        return _RecordingEngine(bundle, stage, self)
+
+
+class _RecordingEngine(reference.TorchCpuEngine):
+    """A stage of the recorder."""
+
+    def __init__(self, bundle: Bundle, stage: str, kind: _Recorder) -> None:
+        super().__init__(bundle, stage, kind)
+        self._feeds = kind.feeds
+
+    def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
+        self._feeds.setdefault(self.stage, {name: np.array(value)
+                                            for name, value in feeds.items()})
+        return super()._run(feeds)
 
 
 def trace(bundle: Bundle, kind: EngineKind, stage: str,
@@ -155,7 +205,7 @@ def _trace_torch(bundle: Bundle, kind: EngineKind, stage: str,
 
 
 def _precision_of(kind: EngineKind, stage: str) -> str:
-    return 'fp32' if stage in _ALWAYS_FP32 else getattr(kind, 'precision', 'fp32')
+    return getattr(kind, 'precision', 'fp32') if stage in _HALF_STAGES else 'fp32'
 
 
 def _autocast(torch: Any, device: str, precision: str) -> contextlib.AbstractContextManager:
@@ -170,15 +220,6 @@ def _dynamic(spec: TensorSpec) -> dict[int, Any]:
 
     return {axis: torch.export.Dim.DYNAMIC for axis, length in enumerate(spec.shape)
             if isinstance(length, str)}
-
-
-def _ports_of(bundle: Bundle, stage: str) -> tuple[list[str], list[str]]:
-    """Return the names of a stage's inputs and outputs."""
-    from blabberseg_ros.models.clipseg_config import ClipSegConfig
-
-    config = ClipSegConfig.from_dict(bundle.manifest.architecture)
-    inputs, outputs = reference.ports(config)[stage]
-    return [spec.name for spec in inputs], [spec.name for spec in outputs]
 
 
 def _is_float(value: Any) -> bool:

@@ -3,7 +3,7 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,12 +11,8 @@ from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import Availability, Engine, EngineKind, TensorSpec, Value
 from blabberseg_ros.errors import EngineError
 
-if TYPE_CHECKING:
-    from blabberseg_ros.models.clipseg import ClipSeg
-    from blabberseg_ros.models.clipseg_config import ClipSegConfig
-
 NAME = 'torch-cpu'
-Modify = Callable[['ClipSeg'], None]
+Modify = Callable[[Any], None]
 
 
 class TorchCpu(EngineKind):
@@ -29,8 +25,8 @@ class TorchCpu(EngineKind):
         """Choose the precision.
 
         Args:
-            precision: of image tower and decoder: `fp32`, or `fp16` and `bf16` by torch's autocast
-                rules.
+            precision: of the networks that may run in half precision (their `half_methods`):
+                `fp32`, or `fp16` and `bf16` by torch's autocast rules.
             modify: changes the network after it is loaded, to test what notices.
         """
         self.precision = precision
@@ -47,23 +43,26 @@ class TorchCpu(EngineKind):
 
         return Availability(True, f'torch {torch.__version__}, {self.precision}, on the CPU')
 
+    def takes(self, bundle: Bundle) -> Availability:
+        """Return that every bundle holds a network."""
+        return Availability(True, '')
+
     def create(self, bundle: Bundle, stage: str) -> Engine:
         """Return an inactive engine for one stage of a bundle."""
         return TorchCpuEngine(bundle, stage, self)
 
-    def network(self, bundle: Bundle) -> 'ClipSeg':
+    def network(self, bundle: Bundle) -> Any:
         """Return the network of a bundle; all stages share it."""
-        from blabberseg_ros.models.load_clipseg import load_clipseg
+        from blabberseg_ros.models.families import load_network
 
         if bundle.fingerprint not in self._networks:
-            model = load_clipseg(bundle)
+            model: Any = load_network(bundle)
             if self.modify is not None:
                 self.modify(model)
             if self.precision != 'fp32':
-                # The networks alone: no engine resizes images in half precision.
                 half = _autocast(self.precision)
-                model.encode_image = half(model.encode_image)  # type: ignore[method-assign]
-                model.decode = half(model.decode)  # type: ignore[method-assign]
+                for method in model.half_methods:
+                    setattr(model, method, half(getattr(model, method)))
             self._networks[bundle.fingerprint] = model
         return self._networks[bundle.fingerprint]
 
@@ -87,16 +86,14 @@ class TorchCpuEngine(Engine):
         self.module: Any = None
 
     def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        from blabberseg_ros.models import stages
+        from blabberseg_ros.models.families import stages_of
 
-        model = self._kind.network(self.bundle)
-        makers: dict[str, Callable] = {
-            'image_encoder': stages.ImageEncoder, 'text_encoder': stages.TextEncoder,
-            'film': stages.Film, 'decoder': stages.Decoder, 'fusion': lambda _: stages.Fusion()}
-        if self.stage not in makers:
-            raise EngineError(f'torch has no stage {self.stage!r}; it has {", ".join(makers)}')
-        self.module = makers[self.stage](model).eval()
-        return ports(model.config)[self.stage]
+        stages = stages_of(self._kind.network(self.bundle))
+        if self.stage not in stages:
+            raise EngineError(f'torch has no stage {self.stage!r}; it has {", ".join(stages)}')
+        stage = stages[self.stage]
+        self.module = stage.module.eval()
+        return list(stage.inputs), list(stage.outputs)
 
     def _unload(self) -> None:
         self.module = None
@@ -109,7 +106,7 @@ class TorchCpuEngine(Engine):
         with torch.inference_mode():
             outputs = self.module(*tensors)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        return {spec.name: output.float().numpy()
+        return {spec.name: output.to(getattr(torch, spec.dtype)).numpy()
                 for spec, output in zip(self.outputs, outputs, strict=True)}
 
 
@@ -117,25 +114,3 @@ def _autocast(precision: str) -> Any:
     import torch
 
     return torch.autocast('cpu', {'fp16': torch.float16, 'bf16': torch.bfloat16}[precision])
-
-
-def ports(config: 'ClipSegConfig') -> dict[str, tuple[list[TensorSpec], list[TensorSpec]]]:
-    """Return the inputs, in the order of the module's arguments, and outputs of each stage."""
-    side, width = config.input_size_px, config.reduce_dim
-    code = TensorSpec('code', 'float32', (len(config.extract), config.tokens, width))
-    pair = [TensorSpec(name, 'float32', ('prompts', width)) for name in ('mul', 'add')]
-    conditional = TensorSpec('conditional', 'float32', ('prompts', config.embed_dim))
-    logits = TensorSpec('logits', 'float32', ('prompts', side, side))
-    return {
-        'image_encoder': ([TensorSpec('image', 'uint8', ('height', 'width', 3)),
-                           TensorSpec('rows', 'float32', (side, 'height')),
-                           TensorSpec('cols', 'float32', ('width', side))], [code]),
-        'text_encoder': ([TensorSpec('tokens', 'int32', ('prompts', config.context_length))],
-                         [conditional]),
-        'film': ([conditional], pair),
-        'decoder': ([code, *pair], [logits]),
-        'fusion': ([logits, TensorSpec('positive', 'float32', ('prompts',)),
-                    TensorSpec('rows', 'float32', ('height', side)),
-                    TensorSpec('cols', 'float32', (side, 'width'))],
-                   [TensorSpec('probability', 'float32', ('height', 'width'))]),
-    }

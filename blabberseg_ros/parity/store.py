@@ -37,6 +37,7 @@ class Identity:
         devices: names of the GPUs with their compute capability and the driver's CUDA version.
         machine: of the CPU.
         package: version of this package.
+        shapes: that it was compared for, where it is built for each set of them; else empty.
     """
 
     files: dict[str, str]
@@ -48,6 +49,7 @@ class Identity:
     devices: tuple[str, ...]
     machine: str
     package: str
+    shapes: str = ''
 
     @property
     def key(self) -> str:
@@ -55,7 +57,7 @@ class Identity:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def identity_of(backend: Backend, reference: str) -> Identity:
+def identity_of(backend: Backend, reference: str, shapes: str = '') -> Identity:
     """Return what a comparison of this back-end depends on."""
     cuda = probe_cuda()
     devices = tuple(f'{device.name} {device.compute_capability} CUDA {cuda.cuda_version}'
@@ -65,7 +67,7 @@ def identity_of(backend: Backend, reference: str) -> Identity:
         backend.kind.name, backend.precision,
         {engine.stage: engine.artefact for engine in backend.active_engines if engine.artefact},
         reference, _versions(), devices,
-        platform.machine(), __version__)
+        platform.machine(), __version__, shapes)
 
 
 class ParityStore:

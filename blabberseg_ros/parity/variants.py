@@ -9,6 +9,7 @@ from blabberseg_ros.errors import EngineError, ParameterError
 from blabberseg_ros.parity import reference
 
 _TORCH_CUDA, _TENSORRT = 'torch-cuda', 'tensorrt'
+_ONNXRUNTIME_CUDA = 'onnxruntime-cuda'
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ def _made(engine: str, precision: str) -> EngineKind:
         from blabberseg_ros.engines.tensorrt_options import BuildOptions
 
         return TensorRt(BuildOptions(precision=precision))
+    if engine == _ONNXRUNTIME_CUDA:
+        from blabberseg_ros.engines.onnxruntime_gpu import OnnxRuntimeCuda
+
+        return OnnxRuntimeCuda(_checked(precision or 'fp16', ('fp16', 'fp32')))
     kinds = {kind.name: kind for kind in engine_kinds()}
     if engine not in kinds:
         known = ', '.join(sorted({*kinds, reference.NAME, _TORCH_CUDA}))

@@ -11,6 +11,9 @@ from blabberseg_ros.sim.planting import add_tree, clipped_hedge, scatter
 
 Point = tuple[float, float]
 
+# Of a fence with its posts and foot: three pixels of a world map, so that it does not fray there.
+FENCE_M = 0.3
+
 
 def box(site: Site, x: float, y: float, long_m: float, wide_m: float, heading_rad: float,
         recipe: str, height_m: float) -> None:
@@ -33,7 +36,7 @@ def boundary(site: Site, points: Points) -> None:
     if kind == 'hedge':
         clipped_hedge(site, points, site.rng.uniform(.6, 1.3))
     elif kind in ('fence', 'wall'):
-        wide = .12 if kind == 'fence' else .3
+        wide = FENCE_M if kind == 'fence' else .35
         site.line(points, wide, kind, float(site.rng.uniform(1.0, 2.0)))
     elif kind == 'shrubs':
         for x, y in along(np.asarray(points), 1.6):
@@ -182,7 +185,7 @@ def pitch(site: Site, polygon: Points) -> None:
         for part in (rectangle(10.97, 23.8, float(u)), rectangle(8.2, 12.8, float(u))):
             site.line(grid.to_layout(part), .12, line, closed=True)
         site.line(grid.to_layout([(u - 6, 0), (u + 6, 0)]), .15, 'dark_object', 1.0)
-        site.line(grid.to_layout(place), .12, 'fence', 3.0, closed=True)
+        site.line(grid.to_layout(place), FENCE_M, 'fence', 3.0, closed=True)
 
 
 def pond(site: Site, x: float, y: float, radius_m: float) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 
 from blabberseg_ros.sim import vehicles
 from blabberseg_ros.sim.canvas import Points
+from blabberseg_ros.sim.classes import PAVED
 from blabberseg_ros.sim.gardens import bench, lamp
 from blabberseg_ros.sim.layout import Site, clip, rectangle
 from blabberseg_ros.sim.planting import add_tree
@@ -20,8 +21,10 @@ def draw_sea(site: Site, domain: Points) -> Points:
     sea = site.material('water')
     site.paint(rectangle(4 * half, long, shore + width + 2 * half, middle), sea)
     beach = site.chance(.4)
-    recipe = 'sand' if beach else site.pick(slabs=3, concrete=1, cobble=.5)
-    site.paint(rectangle(width, long, shore + width / 2, middle), recipe, heading_rad=np.pi / 2,
+    # People walk on a quay, whatever it is paved with.
+    ground = site.material('sand') if beach else site.material(
+        site.pick(slabs=3, concrete=1, cobble=.5), PAVED)
+    site.paint(rectangle(width, long, shore + width / 2, middle), ground, heading_rad=np.pi / 2,
                ragged_m=1.2 if beach else 0.0)
     if not beach:
         site.line([(shore + width, low), (shore + width, high)], .7, 'wall', .5)

@@ -8,6 +8,7 @@ import numpy as np
 from blabberseg_ros.sim import buildings, classes, vehicles
 from blabberseg_ros.sim.canvas import Points
 from blabberseg_ros.sim.gardens import (
+    FENCE_M,
     beds,
     bench,
     boundary,
@@ -101,7 +102,7 @@ def meadow(site: Site, polygon: Points) -> None:
     scatter(site, polygon, int(site.rng.poisson(area(polygon) / 900)), (1.5, 5))
     scatter(site, polygon, int(site.rng.poisson(area(polygon) / 500)), (.6, 1.8), 'shrub')
     if site.chance(.5):
-        site.line(inset(polygon, .6), .15, 'fence', 1.1, closed=True)
+        site.line(inset(polygon, .6), FENCE_M, 'fence', 1.1, closed=True)
     if site.chance(.3):
         site.crowds.append((*_spot(site, polygon), int(site.rng.integers(1, 6)), 5.0))
 
@@ -256,7 +257,7 @@ def waste(site: Site, polygon: Points) -> None:
     scatter(site, polygon, int(site.rng.poisson(area(polygon) / 400)), (.5, 2.2), 'shrub')
     site.crowds.append((*_spot(site, polygon), int(site.rng.integers(1, 5)), 5.0))
     if site.chance(.6):
-        site.line(inset(polygon, .5), .15, 'fence', 2.0, closed=True)
+        site.line(inset(polygon, .5), FENCE_M, 'fence', 2.0, closed=True)
 
 
 def sports(site: Site, polygon: Points) -> None:

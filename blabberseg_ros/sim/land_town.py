@@ -8,6 +8,7 @@ import numpy as np
 from blabberseg_ros.sim import buildings, vehicles
 from blabberseg_ros.sim.canvas import Points
 from blabberseg_ros.sim.gardens import (
+    FENCE_M,
     bays,
     beds,
     bench,
@@ -385,4 +386,4 @@ def school(site: Site, polygon: Points) -> None:
             buildings.house(site, site.frame.pose(x, y, grid.heading_rad), grid.length_m * long,
                             11, site.rng.uniform(5, 12), roof, 1.4)
     scatter(site, polygon, int(area(polygon) / 220), (1.5, 4), None, 2.0)
-    site.line(inset(polygon, .4), .2, 'fence', 1.8, closed=True)
+    site.line(inset(polygon, .4), FENCE_M, 'fence', 1.8, closed=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two linear read-outs that teach each tower directly; they are dropped after training.
+"""Linear read-outs that teach each tower directly; they are dropped after training.
 
 The prompted losses teach the text tower through the image tower and the other way round, and
 early on neither is of use to the other. With the read-outs each learns from the first update on.
@@ -43,3 +43,40 @@ class ReadOuts(nn.Module):
         centre = self._cell_px // 2
         coarse = labels[:, centre::self._cell_px, centre::self._cell_px]
         return functional.cross_entropy(cells, coarse, class_weights)
+
+
+class TextReadOut(nn.Module):
+    """Classes from a prompt's embedding."""
+
+    def __init__(self, embed_dim: int, classes: int) -> None:
+        """Create the linear layer."""
+        super().__init__()
+        self.linear = nn.Linear(embed_dim, classes)
+
+    def loss(self, embedding: Tensor, covers: Tensor) -> Tensor:
+        """Return how badly the prompts [U, D] tell their classes, bool [U, C]."""
+        return functional.binary_cross_entropy_with_logits(
+            self.linear(embedding), covers.float())
+
+
+class MapReadOut(nn.Module):
+    """Classes from each cell of a feature map, or from each of several parts of a cell."""
+
+    def __init__(self, channels: int, classes: int, parts: int = 1) -> None:
+        """Create the linear layer.
+
+        Args:
+            channels: of the map.
+            classes: number of classes.
+            parts: along one side of a cell.
+        """
+        super().__init__()
+        self._parts = parts
+        self.linear = nn.Conv2d(channels, classes * parts ** 2, 1)
+
+    def loss(self, codes: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
+        """Return how badly cells [B, C, h, h] tell the labels at their centres, [B, S, S]."""
+        found = functional.pixel_shuffle(self.linear(codes), self._parts)
+        step = labels.shape[-1] // found.shape[-1]
+        coarse = labels[:, step // 2::step, step // 2::step]
+        return functional.cross_entropy(found.float(), coarse, class_weights)

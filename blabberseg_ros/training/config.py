@@ -2,13 +2,24 @@
 """Everything that decides what a training run gives, in one YAML file."""
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from blabberseg_ros.errors import ParameterError
+from blabberseg_ros.errors import BundleError, ParameterError
 from blabberseg_ros.models.clipseg_config import ClipSegConfig
+from blabberseg_ros.training.labels import CLASS_NAMES
 
 Section = TypeVar('Section')
+# Families that read words, and those that know the classes of the world and no words.
+OPEN_FAMILIES = ('clipseg', 'lseg')
+CLOSED_FAMILIES = ('segformer', 'fpseg')
+FAMILIES = ('clipseg', 'segformer', 'lseg', 'fpseg')
+_ARCHITECTURES = {'clipseg': 'ClipSegConfig', 'segformer': 'SegformerConfig',
+                  'lseg': 'LSegConfig', 'fpseg': 'FpSegConfig'}
+# Families that know no words know the classes of the world.
+_KNOWN: dict[str, dict[str, Any]] = {'segformer': {'labels': CLASS_NAMES},
+                                     'fpseg': {'class_names': CLASS_NAMES}}
 
 
 @dataclass(frozen=True)
@@ -119,17 +130,25 @@ class TrainConfig:
     """A training run; the same values give the same run.
 
     Attributes:
+        family: of the network, one of `FAMILIES`.
         seed: of everything that is random.
         earlier_steps: updates of the runs that this one continues.
+        model: sizes of the network, the family's own configuration.
     """
 
+    family: str = 'clipseg'
     seed: int = 0
     earlier_steps: int = 0
     worlds: WorldsConfig = field(default_factory=WorldsConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    model: ClipSegConfig = field(default_factory=ClipSegConfig)
+    model: Any = field(default_factory=ClipSegConfig)
+
+    @property
+    def all_steps(self) -> int:
+        """Return the updates of this run and of those that it continues."""
+        return self.earlier_steps + self.optimiser.steps
 
     @classmethod
     def from_yaml(cls, path: Path) -> 'TrainConfig':
@@ -158,7 +177,37 @@ def config_from_dict(content: Any, where: str) -> TrainConfig:
     Raises:
         ParameterError: something in them is unknown or of the wrong type.
     """
-    return _section(TrainConfig, content, where)
+    if not isinstance(content, dict):
+        raise ParameterError(f'{where}: {content!r} is not understood; it takes sections')
+    family = content.get('family', 'clipseg')
+    if family not in FAMILIES:
+        raise ParameterError(
+            f'{where}: there is no family {family!r} to train; use one of {", ".join(FAMILIES)}')
+    model = _architecture(family, content.get('model', {}), f'{where}, model')
+    return _section(TrainConfig, {**content, 'model': model}, where)
+
+
+def _architecture(family: str, content: Any, where: str) -> Any:
+    """Build a family's own configuration; what is left out keeps its default."""
+    module = import_module(f'blabberseg_ros.models.{family}_config')
+    kind = getattr(module, _ARCHITECTURES[family])
+    try:
+        defaults = kind(**_KNOWN.get(family, {})).to_dict()
+        return kind.from_dict(_merged(defaults, content, where))
+    except BundleError as error:
+        raise ParameterError(f'{where}: {error}') from error
+
+
+def _merged(defaults: dict[str, Any], content: Any, where: str) -> dict[str, Any]:
+    """Return nested values with some of them replaced."""
+    if not isinstance(content, dict) or not set(content) <= set(defaults):
+        unknown = sorted(set(content) - set(defaults)) if isinstance(content, dict) else content
+        raise ParameterError(
+            f'{where}: {unknown} is not understood; this section takes {", ".join(defaults)}')
+    return defaults | {
+        name: (_merged(defaults[name], value, f'{where}, {name}')
+               if isinstance(defaults[name], dict) else value)
+        for name, value in content.items()}
 
 
 def _section(kind: type[Section], content: Any, where: str) -> Section:
@@ -171,7 +220,7 @@ def _section(kind: type[Section], content: Any, where: str) -> Section:
     values: dict[str, Any] = {}
     for name, value in content.items():
         factory: Any = known[name].default_factory
-        if isinstance(factory, type) and is_dataclass(factory):
+        if name != 'model' and isinstance(factory, type) and is_dataclass(factory):
             value = _section(factory, value, f'{where}, {name}')
         values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)

@@ -61,6 +61,21 @@ class SafetyScore:
 
 
 @dataclass(frozen=True)
+class Flip:
+    """How many of a class's safe pixels turn unsafe with it.
+
+    Attributes:
+        threshold: a pixel is called safe when its probability is above it.
+        safe_before: share of the class's pixels that are safe while it is positive.
+        flipped: share of these that are unsafe while it is negative.
+    """
+
+    threshold: float
+    safe_before: float
+    flipped: float
+
+
+@dataclass(frozen=True)
 class ObedienceScore:
     """What happens on a class's pixels when it alone goes from positive to negative.
 
@@ -69,8 +84,7 @@ class ObedienceScore:
         phrase: prompt that stands for it.
         before: mean probability of its pixels while it is positive.
         after: the same while it is negative.
-        safe_before: share of its pixels that are safe while it is positive.
-        flipped: share of these that are unsafe while it is negative.
+        flips: one for each threshold that was asked for.
         pixels: number of its pixels.
     """
 
@@ -78,8 +92,7 @@ class ObedienceScore:
     phrase: str
     before: float
     after: float
-    safe_before: float
-    flipped: float
+    flips: tuple[Flip, ...]
     pixels: int
 
 
@@ -130,7 +143,8 @@ def safety_score(found: Histograms, threshold: float) -> SafetyScore:
     return SafetyScore(threshold, safe_iou, unsafe_iou, recall, found.views)
 
 
-def obedience_scores(predictor: Predictor, views: Sequence[LabelledView], threshold: float,
+def obedience_scores(predictor: Predictor, views: Sequence[LabelledView],
+                     thresholds: Sequence[float],
                      phrases: dict[str, Sequence[str]]) -> list[ObedienceScore]:
     """Move each class alone from positive to negative and look at its pixels.
 
@@ -141,10 +155,11 @@ def obedience_scores(predictor: Predictor, views: Sequence[LabelledView], thresh
     Args:
         predictor: the model.
         views: with ground truth.
-        threshold: a pixel is safe when its probability is above it.
+        thresholds: a pixel is safe when its probability is above one of these, each counted apart.
         phrases: by class name, what to call it in turn.
     """
     totals: dict[tuple[str, str], np.ndarray] = {}
+    limits = np.asarray(thresholds, np.float32)[:, None]
     for view in views:
         for name, index in CLASS_IDS.items():
             where = view.labels == index
@@ -154,13 +169,22 @@ def obedience_scores(predictor: Predictor, views: Sequence[LabelledView], thresh
                 before, after = (
                     predictor.probability(view.rgb, class_prompts(name, phrase, positive))[where]
                     for positive in (True, False))
-                safe = before > threshold
-                row = np.array([before.sum(dtype=np.float64), after.sum(dtype=np.float64),
-                                safe.sum(), (safe & (after <= threshold)).sum(), where.sum()])
+                safe = before > limits
+                row = np.concatenate([
+                    [where.sum(), before.sum(dtype=np.float64), after.sum(dtype=np.float64)],
+                    safe.sum(1), (safe & (after <= limits)).sum(1)])
                 totals[name, phrase] = totals.get((name, phrase), 0) + row
-    return [ObedienceScore(name, phrase, float(row[0] / row[4]), float(row[1] / row[4]),
-                           float(row[2] / row[4]), float(row[3] / max(row[2], 1)), int(row[4]))
+    return [_obedience_score(name, phrase, row, thresholds)
             for (name, phrase), row in sorted(totals.items())]
+
+
+def _obedience_score(name: str, phrase: str, row: np.ndarray,
+                     thresholds: Sequence[float]) -> ObedienceScore:
+    pixels, before, after = row[:3]
+    safe, flipped = row[3:].reshape(2, -1)
+    return ObedienceScore(name, phrase, float(before / pixels), float(after / pixels), tuple(
+        Flip(threshold, float(count / pixels), float(turned / max(count, 1)))
+        for threshold, count, turned in zip(thresholds, safe, flipped, strict=True)), int(pixels))
 
 
 def class_prompts(name: str, phrase: str, positive: bool) -> PromptSet:

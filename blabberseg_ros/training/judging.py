@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.training.evaluation import (
     Predictor,
     canonical_phrases,
@@ -17,10 +18,12 @@ from blabberseg_ros.training.evaluation import (
 from blabberseg_ros.training.views import LabelledView
 
 _OBEDIENCE_ON = ('held_out', 'test')
+# What the service calls safe unless it is asked for something else.
+SERVICE_THRESHOLD = FusionOptions().safety_threshold
 
 
 def judge(predictor: Predictor, views: Mapping[str, Sequence[LabelledView]], measured_with: str,
-          obedience_views: int = 80) -> dict[str, Any]:
+          obedience_views: int = 80, reads_words: bool = True) -> dict[str, Any]:
     """Measure everything that the card reports.
 
     Args:
@@ -30,23 +33,25 @@ def judge(predictor: Predictor, views: Mapping[str, Sequence[LabelledView]], mea
         measured_with: program and device, for the record.
         obedience_views: test views, spread evenly, on which obedience is measured; it asks each
             of them some fifty times.
+        reads_words: whether phrases that training never showed can be asked for.
 
     Returns:
         Plain values: threshold, safety (by kind of view), obedience, unseen_phrases (both lists
-        of `ObedienceScore`), measured_with.
+        of `ObedienceScore`, at the service's threshold and at the chosen one), measured_with.
     """
     found = {kind: histograms(predictor, seen) for kind, seen in views.items() if seen}
     threshold = choose_threshold(found['validation'])
     examined = [view for kind in _OBEDIENCE_ON for view in views.get(kind, ())]
     step = max(len(examined) / obedience_views, 1.0)
     examined = [examined[int(number * step)] for number in range(int(len(examined) / step))]
+    limits = (SERVICE_THRESHOLD, threshold)
     return {
         'threshold': threshold,
         'safety': {kind: asdict(safety_score(seen, threshold)) for kind, seen in found.items()},
         'obedience': [asdict(score) for score in obedience_scores(
-            predictor, examined, threshold, canonical_phrases())],
+            predictor, examined, limits, canonical_phrases())],
         'unseen_phrases': [asdict(score) for score in obedience_scores(
-            predictor, examined, threshold, held_out_phrases())],
+            predictor, examined, limits, held_out_phrases())] if reads_words else [],
         'measured_with': measured_with,
     }
 
@@ -58,8 +63,9 @@ def summary(metrics: Mapping[str, Any]) -> str:
         recall = ' '.join(f'{name} {value:.2f}' for name, value in score['recall'].items())
         lines.append(f'{kind}: IoU safe {score["safe_iou"]:.3f} unsafe '
                      f'{score["unsafe_iou"]:.3f}; right: {recall}')
-    for title in ('obedience', 'unseen_phrases'):
+    for title in (key for key in ('obedience', 'unseen_phrases') if metrics[key]):
         lines.append(f'{title}: ' + ', '.join(
             f'{score["phrase"]} {score["before"]:.2f}>{score["after"]:.2f} '
-            f'{100 * score["flipped"]:.0f}%' for score in metrics[title]))
+            + '/'.join(f'{100 * flip["flipped"]:.0f}' for flip in score['flips']) + '%'
+            for score in metrics[title]))
     return '\n'.join(lines)

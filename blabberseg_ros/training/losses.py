@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a prompted segmentation shall be: three losses on the logits of a prompt set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,18 +29,25 @@ class Targets:
 
 @dataclass(frozen=True)
 class Losses:
-    """The three losses of a batch and their weighted sum, each a scalar tensor."""
+    """The three losses of a batch, those of helpers, and the weighted sum; scalar tensors."""
 
     coverage: Tensor
     polarity: Tensor
     separate: Tensor
     total: Tensor
+    helpers: tuple[tuple[str, Tensor], ...] = ()
+
+    def plus(self, name: str, weight: float, loss: Tensor) -> 'Losses':
+        """Return the losses with one more of a helper."""
+        return replace(self, total=self.total + weight * loss,
+                       helpers=(*self.helpers, (name, loss)))
 
     @property
     def line(self) -> str:
         """Return the losses as text; waits for the device."""
-        return (f'coverage {self.coverage.item():.3f}  polarity {self.polarity.item():.3f}  '
-                f'separate {self.separate.item():.3f}')
+        parts = (('coverage', self.coverage), ('polarity', self.polarity),
+                 ('separate', self.separate), *self.helpers)
+        return '  '.join(f'{name} {loss.item():.3f}' for name, loss in parts)
 
 
 def prompt_losses(logits: Tensor, labels: Tensor, targets: Targets, class_weights: Tensor,

@@ -7,47 +7,40 @@ import tarfile
 import tempfile
 import time
 from concurrent.futures import Future
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
+from torch import nn
 
 from blabberseg_ros.atomic import write_atomically, write_text
-from blabberseg_ros.models.clipseg import ClipSeg
-from blabberseg_ros.models.export_clipseg import export_bundle
-from blabberseg_ros.text import Tokenizer, write_tokenizer_json
-from blabberseg_ros.training.card import write_card
 from blabberseg_ros.training.checkpoint import rounded_to_half, save_checkpoint
-from blabberseg_ros.training.config import TrainConfig
+from blabberseg_ros.training.config import OPEN_FAMILIES, TrainConfig
 from blabberseg_ros.training.evaluation import (
     choose_threshold,
     histograms,
     read_real_frames,
     safety_score,
 )
+from blabberseg_ros.training.family import Family, bundle_name, family_class
 from blabberseg_ros.training.judging import judge, summary
-from blabberseg_ros.training.lexicon import training_texts, training_vocabulary
-from blabberseg_ros.training.torch_predictor import TorchPredictor
-from blabberseg_ros.training.trainer import Progress, PromptTokens, Trainer
+from blabberseg_ros.training.trainer import Progress, Trainer
 from blabberseg_ros.training.views import LabelledView
 from blabberseg_ros.training.worlds import WorldPool
 
-BUNDLE_NAME = 'clipseg_demo'
 CHECKPOINT, METRICS, LOG = 'checkpoint.safetensors', 'metrics.json', 'train.log'
 _CHECKPOINT_EVERY_S = 90.0
 _VALIDATE_EVERY_S = 60.0
 # A run that is this much over its planned time (it waited for worlds, say) is ended.
 _OVERTIME = 1.06
-_MERGES = 'bpe_simple_vocab_16e6.txt.gz'
 
 
 class Session:
     """Trains, judges and exports; everything lands in one folder."""
 
     def __init__(self, config: TrainConfig, out: Path, device: torch.device, workers: int,
-                 real_frames: Path | None = None, start: ClipSeg | None = None) -> None:
+                 real_frames: Path | None = None, start: nn.Module | None = None,
+                 world_cache: Path | None = None) -> None:
         """Remember what to do.
 
         Args:
@@ -57,6 +50,7 @@ class Session:
             workers: processes that generate worlds.
             real_frames: folder of hand-labelled frames to report on, if there is one.
             start: network to continue from; None for fresh weights.
+            world_cache: folder of worlds shared with other runs, if any.
         """
         self._config = config
         self._out = out
@@ -64,6 +58,7 @@ class Session:
         self._workers = workers
         self._real_frames = real_frames
         self._start = start
+        self._world_cache = world_cache
         self._started = time.monotonic()
         self._saved_at = self._validated_at = self._started
         self._last_call_s = math.inf
@@ -81,25 +76,25 @@ class Session:
         if minutes is not None:
             self._last_call_s = self._started + 60.0 * minutes * _OVERTIME
         with tempfile.TemporaryDirectory() as temporary, \
-                WorldPool(self._config.worlds, self._workers) as pool:
-            tokenizer_json = Path(temporary) / 'tokenizer.json'
-            write_demo_tokenizer(tokenizer_json)
-            tokenizer = Tokenizer.from_file(tokenizer_json)
+                WorldPool(self._config.worlds, self._workers, self._world_cache) as pool:
+            workspace = Path(temporary)
+            family = family_class(self._config.family)(workspace)
             validation = pool.views('validation', self._config.worlds.validation)
             feed = pool.maps('train', self._config.worlds.train)
-            trainer = Trainer(self._config, tokenizer, _token_ids(tokenizer), feed, self._device,
-                              self._start)
-            trainer.run(lambda progress: self._report(progress, trainer, tokenizer, validation),
+            trainer = Trainer(self._config, family, feed, self._device, self._start)
+            if trainer.fresh:
+                self._say(f'not in the start, so fresh: {", ".join(trainer.fresh)}')
+            trainer.run(lambda progress: self._report(progress, trainer, family, validation),
                         self._say, deadline_s)
-            model = rounded_to_half(trainer.averaged)
+            model = rounded_to_half(family.finished(trainer.averaged))
             self._save(model, trainer.config)
-            metrics = self._judge(model, tokenizer, pool, validation)
-            export_demo(model, trainer.config, metrics, tokenizer_json,
-                        Path(temporary) / BUNDLE_NAME)
-            _pack(Path(temporary) / BUNDLE_NAME, self._out / f'{BUNDLE_NAME}.tar')
+            metrics = self._judge(model, family, pool, validation)
+            name = bundle_name(family.name)
+            family.export(model, trainer.config, metrics, workspace / name)
+            _pack(workspace / name, self._out / f'{name}.tar')
             self._say(f'done: {self._out}')
 
-    def _report(self, progress: Progress, trainer: Trainer, tokenizer: Tokenizer,
+    def _report(self, progress: Progress, trainer: Trainer, family: Family,
                 validation: 'list[Future[list[LabelledView]]]') -> bool:
         """Validate and save from time to time; nothing here changes the training."""
         now = time.monotonic()
@@ -111,7 +106,7 @@ class Session:
         if now - self._validated_at > _VALIDATE_EVERY_S and all(f.done() for f in validation):
             self._validated_at = now
             views = [view for future in validation for view in future.result()]
-            predictor = TorchPredictor(progress.model, tokenizer, self._device)
+            predictor = family.predictor(family.finished(progress.model), self._device)
             found = histograms(predictor, views)
             score = safety_score(found, choose_threshold(found))
             self._say(f'validation: IoU safe {score.safe_iou:.3f} unsafe {score.unsafe_iou:.3f} '
@@ -119,10 +114,10 @@ class Session:
                       + ' '.join(f'{name} {value:.2f}' for name, value in score.recall.items()))
         if now - self._saved_at > _CHECKPOINT_EVERY_S:
             self._saved_at = now
-            self._save(progress.model, trainer.config)
+            self._save(family.finished(progress.model), trainer.config)
         return True
 
-    def _judge(self, model: ClipSeg, tokenizer: Tokenizer, pool: WorldPool,
+    def _judge(self, model: nn.Module, family: Family, pool: WorldPool,
                validation: 'list[Future[list[LabelledView]]]') -> dict[str, Any]:
         worlds = self._config.worlds
         waiting = {'validation': validation, 'test': pool.views('test', worlds.test),
@@ -131,13 +126,14 @@ class Session:
                  for kind, futures in waiting.items()}
         if self._real_frames is not None:
             views['real'] = read_real_frames(self._real_frames)
-        metrics = judge(TorchPredictor(model, tokenizer, self._device), views,
-                        f'PyTorch {torch.__version__} on {_device_name(self._device)}')
+        metrics = judge(family.predictor(model, self._device), views,
+                        f'PyTorch {torch.__version__} on {_device_name(self._device)}',
+                        reads_words=family.name in OPEN_FAMILIES)
         write_text(self._out / METRICS, json.dumps(metrics, indent=1) + '\n')
         self._say(summary(metrics))
         return metrics
 
-    def _save(self, model: ClipSeg, config: TrainConfig) -> None:
+    def _save(self, model: nn.Module, config: TrainConfig) -> None:
         save_checkpoint(model, config, self._out / CHECKPOINT)
         self._say(f'saved {self._out / CHECKPOINT}')
 
@@ -146,30 +142,6 @@ class Session:
         print(text, flush=True)
         with open(self._out / LOG, 'a', encoding='utf-8') as stream:
             stream.write(text + '\n')
-
-
-def export_demo(model: ClipSeg, config: TrainConfig, metrics: dict[str, Any] | None,
-                tokenizer_json: Path, folder: Path) -> None:
-    """Write the bundle: 16-bit storage, the vocabulary and the card."""
-    vocabulary = training_vocabulary()
-    export_bundle(
-        model.cpu(), folder, name=BUNDLE_NAME, storage='fp16', tokenizer_json=tokenizer_json,
-        source=f'blabberseg train-demo, seed {config.seed}, '
-               f'{config.earlier_steps + config.optimiser.steps} updates; '
-               'trained from scratch on the procedural world of blabberseg_ros.sim',
-        licence='Apache-2.0', vocabulary=vocabulary,
-        card=write_card(BUNDLE_NAME, asdict(config), len(vocabulary), metrics))
-
-
-def write_demo_tokenizer(path: Path) -> None:
-    """Write CLIP's tokenizer, from the merges file that open_clip brings along."""
-    write_tokenizer_json(Path(open_clip.__file__).parent / _MERGES, path)
-
-
-def _token_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of every token that training can show, sorted."""
-    ids = PromptTokens(tokenizer)(training_texts())
-    return sorted({int(token) for token in ids.ravel() if token})
 
 
 def _pack(folder: Path, path: Path) -> None:

@@ -4,37 +4,25 @@
 import copy
 import math
 import random
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import torch
-from open_clip.transformer import Attention
 from torch import Tensor, nn
 
 from blabberseg_ros.errors import ParameterError
-from blabberseg_ros.models.clipseg import ClipSeg
-from blabberseg_ros.text import CONTEXT_LENGTH, END_ID, START_ID, Tokenizer
 from blabberseg_ros.training.augment import augment
-from blabberseg_ros.training.auxiliary import ReadOuts
 from blabberseg_ros.training.config import OptimiserConfig, TrainConfig
-from blabberseg_ros.training.losses import Losses, Targets, class_weights, prompt_losses
-from blabberseg_ros.training.prompt_sampler import (
-    CLASS_COUNT,
-    MAX_PROMPTS,
-    PromptDraw,
-    sample_prompts,
-)
-from blabberseg_ros.training.upsampling import use_products
-from blabberseg_ros.training.world_store import WorldStore, send
-from blabberseg_ros.training.worlds import MapFeed
+from blabberseg_ros.training.family import Family, StepLosses
+from blabberseg_ros.training.losses import class_weights
+from blabberseg_ros.training.prompt_sampler import CLASS_COUNT
+from blabberseg_ros.training.world_store import WorldStore
+from blabberseg_ros.training.worlds import Feed
 
 _REPORT_EVERY_STEPS = 100
-# The first updates are slow (memory is taken, kernels are chosen); the next ones are measured.
-_WARM_AT_STEP, _PLAN_AT_STEP = 20, 150
+# The first updates are slow: memory is taken, kernels are chosen, worlds are waited for.
+_WARM_AT_STEP = 20
 _PLAN_MARGIN = 0.95
 
 
@@ -44,93 +32,21 @@ class Progress:
 
     Attributes:
         step: updates done.
-        model: the averaged network, to be judged or saved.
+        model: the averaged network, to be finished and then judged or saved.
         is_last: whether the run ends here.
     """
 
     step: int
-    model: ClipSeg
+    model: nn.Module
     is_last: bool
 
 
-class PromptTokens:
-    """CLIP's tokens of our own training texts, quickly.
-
-    Cleaning and splitting any text of the world takes a few hundred microseconds, and an update
-    has hundreds of new texts. Ours are plain lower-case words with spaces and punctuation between
-    them, and CLIP merges within words only: so each word is tokenised once.
-    """
-
-    _WORD = re.compile(r"'s|[a-z]+|[0-9]|[^\sa-z0-9]+")
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Start empty."""
-        self._tokenizer = tokenizer
-        self._known: dict[str, list[int]] = {}
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Return int32 [len(texts), 77]."""
-        rows = np.zeros((len(texts), CONTEXT_LENGTH), np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [START_ID]
-            for word in self._WORD.findall(text):
-                ids += self._ids(word)
-            ids = [*ids[:CONTEXT_LENGTH - 1], END_ID]
-            row[:len(ids)] = ids
-        return rows
-
-    def _ids(self, word: str) -> list[int]:
-        if word not in self._known:
-            ids = self._tokenizer.encode(word).ids.tolist()
-            self._known[word] = ids[1:ids.index(END_ID)]
-        return self._known[word]
-
-
-@dataclass(frozen=True)
-class PromptBatch:
-    """Prompt sets of a batch on the device.
-
-    Attributes:
-        tokens: int32 [U, 77], each text once.
-        covers: bool [U, C]; whether a text stands for a class.
-        index: int64 [B, P], row of `tokens`.
-        targets: what the prompts stand for.
-    """
-
-    tokens: Tensor
-    covers: Tensor
-    index: Tensor
-    targets: Targets
-
-
-def build_model(config: TrainConfig, device: torch.device) -> ClipSeg:
-    """Return a network with fresh weights, the same for the same seed."""
-    torch.manual_seed(config.seed)
-    model = ClipSeg(config.model)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-        if isinstance(module, Attention):
-            # open_clip's own scale is made for wide towers and is too large for these.
-            for part in module.in_proj_weight.detach().chunk(3):
-                nn.init.xavier_uniform_(part)
-    # Rows of tokens that training never shows get no gradient: they stay zero, so a word that the
-    # model does not know says nothing instead of something random, and the file compresses well.
-    nn.init.zeros_(model.token_embedding.weight)
-    # The decoder starts as if there were no prompt.
-    nn.init.ones_(model.film_mul.bias)
-    use_products(model)
-    return model.to(device)
-
-
-def warm_token_embedding(model: ClipSeg, ids: Sequence[int], seed: int) -> None:
-    """Draw the embeddings of the tokens that training will show."""
-    generator = torch.Generator().manual_seed(seed)
-    weight = model.token_embedding.weight
-    rows = 0.3 * torch.randn((len(ids), weight.shape[1]), generator=generator)
-    with torch.no_grad():
-        weight[torch.tensor(ids, device=weight.device)] = rows.to(weight.device)
+def adopt(model: nn.Module, start: nn.Module) -> tuple[str, ...]:
+    """Copy every weight of `start` that fits; return the names of those that do not."""
+    theirs = start.state_dict()
+    fitting = {name: theirs[name] for name, value in model.state_dict().items()
+               if name in theirs and theirs[name].shape == value.shape}
+    return tuple(model.load_state_dict(fitting, strict=False).missing_keys)
 
 
 def learning_rate(step: int, config: OptimiserConfig) -> float:
@@ -151,35 +67,28 @@ def worlds_needed(step: int, config: TrainConfig) -> int:
 class Trainer:
     """One training run."""
 
-    def __init__(self, config: TrainConfig, tokenizer: Tokenizer, token_ids: Sequence[int],
-                 feed: MapFeed, device: torch.device, start: ClipSeg | None = None) -> None:
+    def __init__(self, config: TrainConfig, family: Family, feed: Feed, device: torch.device,
+                 start: nn.Module | None = None) -> None:
         """Make the network and reserve room for the worlds.
 
         Args:
             config: decides everything.
-            tokenizer: CLIP's.
-            token_ids: of all words that training can show.
+            family: of the network.
             feed: training worlds in order.
             device: to train on.
-            start: network to continue from; None for fresh weights.
+            start: network to continue from; None for fresh weights. Where its layers have
+                another size than the configuration's they start fresh (see `fresh`).
         """
         self._config = config
-        self._tokens = PromptTokens(tokenizer)
         self._feed = feed
         self._device = device
-        self.model = build_model(config, device)
-        if start is None:
-            warm_token_embedding(self.model, token_ids, config.seed)
-        else:
-            self.model.load_state_dict(start.state_dict())
-        # Shapes never change; fused kernels save a third of the memory traffic on a GPU.
-        compiled: Callable[[Any], Any] = torch.compile if device.type == 'cuda' else _unchanged
-        self._encode = compiled(self.model.encode_images)
-        self._decode = compiled(self.model.decode_batch)
+        self.model = family.fresh(config, start is not None).to(device).train()
+        self.fresh: tuple[str, ...] = () if start is None else adopt(self.model, start)
+        self._lesson = family.lesson(self.model, config, device)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self._read_outs = ReadOuts(config.model, CLASS_COUNT).to(device)
+        self._statistics = _statistics(self.averaged), _statistics(self.model)
         self._optimiser = _optimiser(
-            nn.ModuleList((self.model, self._read_outs)), config.optimiser, device)
+            nn.ModuleList((self.model, self._lesson.helpers)), config.optimiser, device)
         side_px = round(config.worlds.size_m / config.worlds.resolution_m)
         self._store = WorldStore(config.worlds.train, side_px, CLASS_COUNT, device)
         self._generator = torch.Generator(device).manual_seed(config.seed + config.earlier_steps)
@@ -204,7 +113,10 @@ class Trainer:
                 deadline does the same again. None: the configuration's number.
         """
         started, waited_s, step = time.monotonic(), 0.0, 0
-        warm_s = warm_waited_s = 0.0
+        # Until the warm-up ends, no rate depends on the number of steps: it is planned then, from
+        # the speed of the second half.
+        plan_at = max(self._config.optimiser.warmup_steps, 2)
+        half_s = half_waited_s = 0.0
         while step < self._config.optimiser.steps:
             needed = worlds_needed(step, self._config)
             waited_s += self._take_worlds(needed)
@@ -215,14 +127,14 @@ class Trainer:
             losses = self._update(step, needed, self._weights)
             step += 1
             elapsed_s = time.monotonic() - started
-            if deadline_s is not None and step == _PLAN_AT_STEP:
+            if deadline_s is not None and step == plan_at:
                 _wait_for(self._device)
-                took_s = time.monotonic() - warm_s - (waited_s - warm_waited_s)
-                self._plan((step - _WARM_AT_STEP) / took_s, step, deadline_s)
+                took_s = time.monotonic() - half_s - (waited_s - half_waited_s)
+                self._plan((step - plan_at // 2) / took_s, step, deadline_s)
                 say(f'planned {self._config.optimiser.steps} steps')
-            if step == _WARM_AT_STEP:
+            if step == plan_at // 2:
                 _wait_for(self._device)
-                warm_s, warm_waited_s = time.monotonic(), waited_s
+                half_s, half_waited_s = time.monotonic(), waited_s
             if step % _REPORT_EVERY_STEPS == 0 or step in (1, _WARM_AT_STEP):
                 self._check(losses, step)
                 say(f'step {step}/{self._config.optimiser.steps}  {losses.line}  '
@@ -235,12 +147,12 @@ class Trainer:
     def _plan(self, steps_per_s: float, done: int, deadline_s: float) -> None:
         """Set the number of steps so that the run ends at the deadline."""
         left = max(deadline_s - time.monotonic(), 0.0) * steps_per_s * _PLAN_MARGIN
-        steps = max(done + int(left), self._config.optimiser.warmup_steps + 1)
+        steps = done + int(left)
         self._config = replace(
             self._config, optimiser=replace(self._config.optimiser, steps=steps))
 
     @staticmethod
-    def _check(losses: Losses, step: int) -> None:
+    def _check(losses: StepLosses, step: int) -> None:
         if not math.isfinite(losses.total.item()):
             raise ParameterError(
                 f'the loss is no longer a number at step {step}; the weights are lost. Use a '
@@ -256,14 +168,11 @@ class Trainer:
             self._store.add(self._feed.next())
         return waited
 
-    def _update(self, step: int, worlds: int, weights: Tensor) -> Losses:
+    def _update(self, step: int, worlds: int, weights: Tensor) -> StepLosses:
         """Do one update of the network and of its average."""
         config = self._config
         optimiser = config.optimiser
         rng = random.Random(f'{config.seed} {config.earlier_steps + step}')
-        draws = [sample_prompts(rng) for _ in range(optimiser.prompt_sets)]
-        prompts = self._prompt_batch(
-            [draws[number % len(draws)] for number in range(optimiser.batch_size)])
         with torch.no_grad():
             crops = self._store.crop(
                 self._generator, optimiser.batch_size, worlds, config.model.input_size_px,
@@ -273,23 +182,9 @@ class Trainer:
             pixels = (rgb - self._mean) / self._std
         for group in self._optimiser.param_groups:
             group['lr'] = learning_rate(step, optimiser)
-
-        # The text tower is small and its mask wants the precision; only the rest is rounded.
-        conditional = self.model.encode_text(prompts.tokens)
-        mul, add = self.model.film(conditional)
-        with torch.autocast(self._device.type, torch.bfloat16,
-                            enabled=self._device.type == 'cuda'):
-            codes = self._encode(pixels)
-            logits = self._decode(codes, mul[prompts.index], add[prompts.index])
-            image_loss = self._read_outs.image_loss(codes, crops.labels, weights)
-        rows, columns = (slice(rng.randrange(config.loss.stride), None, config.loss.stride)
-                         for _ in range(2))
-        losses = prompt_losses(logits[..., rows, columns], crops.labels[..., rows, columns],
-                               prompts.targets, weights, config.loss)
-        text_loss = self._read_outs.text_loss(conditional, prompts.covers)
-        total = losses.total + config.loss.text * text_loss + config.loss.image * image_loss
+        losses = self._lesson.losses(pixels, crops.labels, weights, rng)
         self._optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        losses.total.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), optimiser.gradient_clip)
         self._optimiser.step()
         self._average(step)
@@ -301,30 +196,15 @@ class Trainer:
         share = max(1.0 - self._config.optimiser.ema_decay, 4.0 / (step + 4.0))
         torch._foreach_lerp_(
             list(self.averaged.parameters()), list(self.model.parameters()), share)
-
-    def _prompt_batch(self, draws: Sequence[PromptDraw]) -> PromptBatch:
-        texts = list(dict.fromkeys(text for draw in draws for text in draw.texts))
-        row = {text: index for index, text in enumerate(texts)}
-        shape = (len(draws), MAX_PROMPTS)
-        text_covers = np.zeros((len(texts), CLASS_COUNT), bool)
-        index = np.zeros(shape, np.int64)
-        covers = np.zeros((*shape, CLASS_COUNT), bool)
-        positive, valid = np.zeros(shape, bool), np.zeros(shape, bool)
-        for number, draw in enumerate(draws):
-            count = len(draw.texts)
-            index[number, :count] = [row[text] for text in draw.texts]
-            text_covers[index[number, :count]] = draw.covers
-            covers[number, :count] = draw.covers
-            positive[number, :count] = draw.is_positive
-            valid[number, :count] = True
-        sent = [send(values, self._device) for values in (
-            self._tokens(texts), text_covers, index, covers, positive, valid)]
-        return PromptBatch(sent[0], sent[1], sent[2], Targets(*sent[3:]))
+        averaged, current = self._statistics
+        if averaged:
+            torch._foreach_lerp_(averaged, current, share)
 
 
-def _unchanged(function: Any) -> Any:
-    """Return the function as it is."""
-    return function
+def _statistics(model: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of the batch norms."""
+    return [value for name, value in model.named_buffers()
+            if name.endswith(('running_mean', 'running_var'))]
 
 
 def _wait_for(device: torch.device) -> None:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder's transposed convolutions as matrix products, for training.
+"""Transposed convolutions and enlargements as matrix products, for training.
 
 With a kernel as large as its stride, a transposed convolution is one matrix product a pixel and a
 rearrangement. cuDNN has no good kernel for it with 16 channels in and 1 out; a product is fast.
 """
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blabberseg_ros.models.clipseg import ClipSeg
 
@@ -43,3 +45,28 @@ def _as_product(layer: nn.ConvTranspose2d) -> ProductUpsampling:
         layer.in_channels, layer.out_channels, kernel[0], stride=kernel[0])
     product.weight, product.bias = layer.weight, layer.bias
     return product
+
+
+class SparseUpsampling:
+    """Bilinear enlargement of which only some rows and columns are wanted, as matrix products."""
+
+    def __init__(self, align_corners: bool) -> None:
+        """Choose what stays in its place: the corner pixels' centres, or the maps' corners."""
+        self._align_corners = align_corners
+        self._weights: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, maps: Tensor, side: int, rows: slice, columns: slice) -> Tensor:
+        """Enlarge maps [..., h, w] to [..., side, side] and return those rows and columns."""
+        height, width = maps.shape[-2:]
+        down = self._weights_of(height, side, maps.device)[rows]
+        across = self._weights_of(width, side, maps.device)[columns]
+        return down @ maps @ across.T
+
+    def _weights_of(self, length: int, side: int, device: torch.device) -> Tensor:
+        """Return what each pixel of an axis takes from the small one, [side, length]."""
+        key = (length, side)
+        if key not in self._weights:
+            each = torch.eye(length, device=device)[None]
+            self._weights[key] = functional.interpolate(
+                each, side, mode='linear', align_corners=self._align_corners)[0].T.contiguous()
+        return self._weights[key]

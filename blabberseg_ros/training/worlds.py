@@ -3,19 +3,23 @@
 
 import math
 import multiprocessing
+import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
+from blabberseg_ros import sim
 from blabberseg_ros.sim.classes import CLASSES
 from blabberseg_ros.sim.render import render
 from blabberseg_ros.sim.world import FAMILIES, HELD_OUT_FAMILIES, generate_world
 from blabberseg_ros.training.config import WorldsConfig
 from blabberseg_ros.training.views import LabelledView
+from blabberseg_ros.training.world_cache import Arrays, WorldCache, fingerprint
 
 # Each use has its own range of seeds, so that no world serves two.
 _FIRST_SEED = {'train': 0, 'validation': 10_000_000, 'test': 20_000_000, 'held_out': 30_000_000}
@@ -100,6 +104,34 @@ def make_views(job: WorldJob, config: WorldsConfig) -> list[LabelledView]:
     return views
 
 
+def cached_map(cache: WorldCache, job: WorldJob, config: WorldsConfig) -> Map:
+    """Return what training needs of a world, from the cache if it is there."""
+    return Map(**cache.read_or_make(_map_key(job), lambda: _map_arrays(job, config)))
+
+
+def cached_views(cache: WorldCache, job: WorldJob, config: WorldsConfig) -> list[LabelledView]:
+    """Return camera views of a world, from the cache if they are there."""
+    arrays = cache.read_or_make(
+        f'views-{job.use}-{job.index}', lambda: _view_arrays(job, config))
+    return [LabelledView(job.use, rgb, labels, float(altitude_m)) for rgb, labels, altitude_m
+            in zip(arrays['rgb'], arrays['labels'], arrays['altitude_m'], strict=True)]
+
+
+class Feed(Protocol):
+    """Training worlds in order."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether the next map can be had without waiting."""
+
+    def next(self) -> Map:
+        """Return the next map, waiting for it if need be.
+
+        Raises:
+            StopIteration: all have been given out.
+        """
+
+
 class WorldPool:
     """Processes that generate worlds ahead of their use; a context manager.
 
@@ -107,16 +139,28 @@ class WorldPool:
     does not depend on which process was fastest.
     """
 
-    def __init__(self, config: WorldsConfig, workers: int) -> None:
-        """Start nothing yet."""
+    def __init__(self, config: WorldsConfig, workers: int, cache: Path | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            config: of the worlds.
+            workers: number of processes.
+            cache: folder of worlds to share with other runs, if any. It may hold those of other
+                configurations and of other versions of the world beside ours.
+        """
         self._config = config
         self._workers = workers
+        self._cache: WorldCache | None = None
+        if cache is not None:
+            ours = fingerprint(Path(sim.__file__).parent,
+                               (POINTS, config.size_m, config.resolution_m, config.views))
+            self._cache = WorldCache(cache / ours)
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> 'WorldPool':
         """Start the processes, fresh ones: a fork of a process that uses a GPU is not safe."""
         self._pool = ProcessPoolExecutor(
-            self._workers, multiprocessing.get_context('spawn'), initializer=_use_one_thread)
+            self._workers, multiprocessing.get_context('spawn'), initializer=_step_back)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -126,26 +170,36 @@ class WorldPool:
 
     def views(self, use: str, count: int) -> 'list[Future[list[LabelledView]]]':
         """Ask for the views of `count` worlds."""
-        return [self._submit(make_views, WorldJob(use, index)) for index in range(count)]
+        jobs = [WorldJob(use, index) for index in range(count)]
+        if self._cache is not None:
+            return [self._submit(cached_views, self._cache, job, self._config) for job in jobs]
+        return [self._submit(make_views, job, self._config) for job in jobs]
 
-    def maps(self, use: str, count: int) -> 'MapFeed':
-        """Ask for `count` worlds, a few of them at a time."""
-        return MapFeed(self._submit, use, self._config.skip, count, ahead=3 * self._workers)
+    def maps(self, use: str, count: int) -> Feed:
+        """Ask for `count` worlds."""
+        skip = self._config.skip
+        jobs = [WorldJob(use, index) for index in range(skip, skip + count)]
+        if self._cache is not None:
+            for job in jobs:
+                self._submit(_prepare_map, self._cache, job, self._config)
+            return CachedFeed(self._cache, jobs, self._config)
+        return MapFeed(self._submit, jobs, self._config, ahead=3 * self._workers)
 
-    def _submit(self, function: Any, job: WorldJob) -> 'Future[Any]':
+    def _submit(self, function: Any, *arguments: Any) -> 'Future[Any]':
         if self._pool is None:
             raise RuntimeError('the pool is not started; use it in a with statement')
-        return self._pool.submit(function, job, self._config)
+        return self._pool.submit(function, *arguments)
 
 
 class MapFeed:
     """Maps in order, generated a little ahead of their use."""
 
-    def __init__(self, submit: Any, use: str, first: int, count: int, ahead: int) -> None:
+    def __init__(self, submit: Any, jobs: Sequence[WorldJob], config: WorldsConfig,
+                 ahead: int) -> None:
         """Ask for the first `ahead` maps."""
         self._submit = submit
-        self._jobs: Iterator[WorldJob] = iter(
-            [WorldJob(use, index) for index in range(first, first + count)])
+        self._config = config
+        self._jobs = iter(jobs)
         self._waiting: deque[Future[Map]] = deque()
         for _ in range(ahead):
             self._ask()
@@ -170,11 +224,57 @@ class MapFeed:
     def _ask(self) -> None:
         job = next(self._jobs, None)
         if job is not None:
-            self._waiting.append(self._submit(make_map, job))
+            self._waiting.append(self._submit(make_map, job, self._config))
 
 
-def _use_one_thread() -> None:
-    """Keep OpenCV from starting as many threads as there are cores in every process."""
+class CachedFeed:
+    """Maps in order, which the processes of several runs put into one folder."""
+
+    def __init__(self, cache: WorldCache, jobs: Sequence[WorldJob], config: WorldsConfig) -> None:
+        """Take what somebody else was asked to make."""
+        self._cache = cache
+        self._config = config
+        self._jobs = deque(jobs)
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether the next map can be had without waiting."""
+        return bool(self._jobs) and self._cache.has(_map_key(self._jobs[0]))
+
+    def next(self) -> Map:
+        """Return the next map, waiting for it or making it if need be.
+
+        Raises:
+            StopIteration: all have been given out.
+        """
+        if not self._jobs:
+            raise StopIteration
+        return cached_map(self._cache, self._jobs.popleft(), self._config)
+
+
+def _map_key(job: WorldJob) -> str:
+    return f'map-{job.use}-{job.index}'
+
+
+def _prepare_map(cache: WorldCache, job: WorldJob, config: WorldsConfig) -> None:
+    """Put a map into the cache, unless another process of any run is at it."""
+    cache.make_unless_begun(_map_key(job), lambda: _map_arrays(job, config))
+
+
+def _map_arrays(job: WorldJob, config: WorldsConfig) -> Arrays:
+    return vars(make_map(job, config))
+
+
+def _view_arrays(job: WorldJob, config: WorldsConfig) -> Arrays:
+    views = make_views(job, config)
+    return {'rgb': np.stack([view.rgb for view in views]),
+            'labels': np.stack([view.labels for view in views]),
+            'altitude_m': np.array([view.altitude_m for view in views])}
+
+
+def _step_back() -> None:
+    """Let training go first, and use one thread: OpenCV would start one for each core."""
     import cv2
 
+    os.nice(10)
     cv2.setNumThreads(1)

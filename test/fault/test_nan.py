@@ -11,11 +11,20 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from harness import mask_of, scene
 
 from blabberseg_ros.backends.base import PromptCode
+from blabberseg_ros.backends.registry import FAMILIES, backend_class
 from blabberseg_ros.bundle import WEIGHTS, load_bundle, write_manifest
+from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
 from blabberseg_ros.prompt_store import PromptStore
 
 POISON = {'positive_prompts': 'poisoned grass', 'negative_prompts': 'water',
           'prompt_engineering': '{}'}
+
+
+# Families whose prompt codes are kept on disk.
+CACHING = [family for family in FAMILIES if backend_class(family).keeps_codes]
+# The layer that makes the logits: how the names of its weights begin.
+LAST_LAYER = {'clipseg': 'trans_conv.4.weight', 'segformer': 'head.classifier.weight',
+              'lseg': 'head.', 'fpseg': 'mask_decoder.output_hypernetworks'}
 
 
 @pytest.fixture(scope='module')
@@ -23,10 +32,11 @@ def poisoned_cache(random_bundle, tmp_path_factory):
     """Return a prompt cache in which one prompt's code is NaN."""
     folder = tmp_path_factory.mktemp('poison')
     bundle = load_bundle(random_bundle)
-    width = bundle.manifest.architecture['reduce_dim']
-    nan = np.full(width, np.nan, np.float32)
-    PromptStore(folder, bundle.fingerprint).save(
-        'poisoned grass', PromptCode((('add', nan), ('mul', nan))))
+    backend = backend_class(bundle.manifest.family)(bundle, OnnxRuntimeCpu())
+    code, = backend.encode_prompts(['grass'])
+    backend.deactivate()
+    nan = PromptCode(tuple((name, np.full_like(array, np.nan)) for name, array in code.arrays))
+    PromptStore(folder, bundle.fingerprint).save('poisoned grass', nan)
     return folder
 
 
@@ -36,6 +46,7 @@ def assert_black(response):
     assert not mask_of(response).any()
 
 
+@pytest.mark.parametrize('family', CACHING, scope='session')
 def test_nan_for_some_requests_leaves_the_others_alone(start_node, poisoned_cache):
     peer = start_node(cache_dir=poisoned_cache)
     peer.wait_active()
@@ -61,9 +72,12 @@ def with_nan_weights(source, folder):
     data = bytearray(weights.read_bytes())
     (length,) = struct.unpack_from('<Q', data)
     header = json.loads(data[8:8 + length])
-    last = sorted(key for key in header if key.startswith('trans_conv') and 'weight' in key)[-1]
-    begin, end = (8 + length + offset for offset in header[last]['data_offsets'])
-    data[begin:end] = b'\xff' * (end - begin)  # NaN in half precision as in single
+    family = load_bundle(source).manifest.family
+    last = [key for key in header if key.startswith(LAST_LAYER[family])]
+    assert last, f'{family} has no weights called {LAST_LAYER[family]}'
+    for key in last:
+        begin, end = (8 + length + offset for offset in header[key]['data_offsets'])
+        data[begin:end] = b'\xff' * (end - begin)  # NaN in half precision as in single
     weights.write_bytes(data)
     write_manifest(folder, load_bundle(source).manifest)
     return folder

@@ -13,7 +13,7 @@ from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
 from blabberseg_ros.engines.torch_cuda import TorchCuda
 from blabberseg_ros.heatmap import FusionOptions, apply_threshold, find_threshold
 from blabberseg_ros.models.clipseg_config import ClipSegConfig
-from blabberseg_ros.models.export_clipseg import export_bundle
+from blabberseg_ros.models.export import export_bundle
 from blabberseg_ros.models.random_clipseg import random_clipseg
 from blabberseg_ros.prompts import PromptSet, default_prompts
 from blabberseg_ros.segmenter import Segmenter

@@ -173,10 +173,10 @@ class Peer:
         self._thread.join(5.0)
         self.node.destroy_node()
 
-    def listen(self, kind: type, topic: str, depth: int = 100) -> Any:
+    def listen(self, kind: type, topic: str, qos: QoSProfile | int = 100) -> Any:
         """Collect messages in `received[topic]`; undone with `ignore`."""
         messages = self.received[topic] = []
-        return self.node.create_subscription(kind, topic, messages.append, depth)
+        return self.node.create_subscription(kind, topic, messages.append, qos)
 
     def ignore(self, subscription: Any) -> None:
         self.node.destroy_subscription(subscription)

@@ -11,11 +11,24 @@ import rclpy
 from harness import NodeProcess, Peer
 from rclpy.signals import SignalHandlerOptions
 
+from blabberseg_ros.backends.registry import FAMILIES
 from blabberseg_ros.nodes.spin import REFUSED_TO_START
 from blabberseg_ros.segmenter import Segmenter
 
+# Modules whose tests hold for every family, unchanged.
+EVERY_FAMILY = ('test_service', 'test_prompts', 'test_bad_input', 'test_dovesei_cases', 'test_nan',
+                'test_prompt_changes')
 # A report a tenth of a second, so that tests need not wait for the next one.
 FAST_DIAGNOSTICS = {'diagnostics_period_s': 0.1}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of some modules once a family, on the family's random bundle."""
+    module = metafunc.module.__name__.rpartition('.')[2]
+    chosen = any('family' in mark.args[0]
+                 for mark in metafunc.definition.iter_markers('parametrize'))
+    if module in EVERY_FAMILY and 'family' in metafunc.fixturenames and not chosen:
+        metafunc.parametrize('family', FAMILIES, scope='session')
 
 
 @pytest.fixture(scope='session', autouse=True)

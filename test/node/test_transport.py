@@ -3,7 +3,7 @@
 
 import cv2
 import pytest
-from harness import CAMERA_TOPIC, scene, until
+from harness import CAMERA_TOPIC, NAME, scene, until
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
@@ -52,3 +52,24 @@ def test_the_subscription_follows_the_cameras(start_node):
     until(lambda: 'camera/image: reliable' in peer.process.output)
     until(reliable.get_subscription_count)
     assert hears(reliable, large)
+
+
+def test_maps_larger_than_the_default_shared_memory_are_not_lost(start_node):
+    """A lost one is not sent again to a best-effort listener, and an answer only 3 s later."""
+    peer = start_node(stream='always')
+    peer.wait_active()
+    camera = peer.camera(ReliabilityPolicy.RELIABLE)
+    topic = f'{NAME}/probability'
+    peer.listen(Image, topic, QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT))
+    maps = peer.received[topic]
+
+    def found():
+        camera.publish(to_message(scene(), 'rgb8', Header()))
+        return maps
+
+    until(found, what='a small map comes')
+    for number in range(10):
+        answered = peer.counters()['frames_answered']
+        camera.publish(to_message(scene(480, 640, number), 'rgb8', Header()))
+        until(lambda answered=answered: peer.counters()['frames_answered'] > answered)
+    until(lambda: sum(each.width == 640 for each in maps) == 10, 10.0, 'all maps come')

@@ -11,7 +11,7 @@ import transformers
 
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.models.clipseg_config import ClipSegConfig
-from blabberseg_ros.models.export_clipseg import export_bundle
+from blabberseg_ros.models.export import export_bundle
 from blabberseg_ros.models.load_clipseg import load_clipseg
 from blabberseg_ros.models.random_clipseg import random_clipseg
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from blabberseg_ros.bundle import WEIGHTS, load_bundle
 from blabberseg_ros.errors import BundleError
-from blabberseg_ros.models.export_clipseg import export_bundle
+from blabberseg_ros.models.export import export_bundle
 from blabberseg_ros.models.load_clipseg import load_clipseg
 from blabberseg_ros.models.random_clipseg import random_clipseg
 from blabberseg_ros.models.stages import resize

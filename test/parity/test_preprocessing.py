@@ -8,7 +8,8 @@ from PIL import Image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from blabberseg_ros.models.clipseg_config import IMAGENET_MEAN, IMAGENET_STD
-from blabberseg_ros.models.stages import ImageEncoder, resize
+from blabberseg_ros.models.clipseg_stages import ImageEncoder
+from blabberseg_ros.models.stages import resize
 from blabberseg_ros.resampling import triangle_weights
 
 SIZE_PX = 352

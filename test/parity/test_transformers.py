@@ -10,10 +10,10 @@ import torch
 
 from blabberseg_ros.errors import BundleError
 from blabberseg_ros.models.import_clipseg import (
-    import_hub,
     import_hugging_face,
     import_original,
 )
+from blabberseg_ros.models.importing import download
 from blabberseg_ros.prompts import default_prompts
 from blabberseg_ros.text import END_ID, Tokenizer
 
@@ -185,15 +185,15 @@ def test_a_hub_id_is_downloaded_and_named(hugging_face, monkeypatch):
     import huggingface_hub
     asked = []
 
-    def download(hub_id, revision, allow_patterns):
+    def snapshot(hub_id, revision, allow_patterns):
         asked.append((hub_id, revision, tuple(allow_patterns)))
         return str(hugging_face.folder)
-    monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
-    imported = import_hub('CIDAS/clipseg-rd64-refined')
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
+    folder = download('CIDAS/clipseg-rd64-refined')
     # The repository holds the weights several times; one is enough.
-    assert asked == [('CIDAS/clipseg-rd64-refined', None, ('config.json', 'model.safetensors'))]
-    assert imported.source.startswith('CIDAS/clipseg-rd64-refined on the Hugging Face hub')
-    assert imported.model.config.variant == 'rd64-refined'
+    assert asked == [('CIDAS/clipseg-rd64-refined', None, (
+        'config.json', 'preprocessor_config.json', 'model.safetensors'))]
+    assert folder == hugging_face.folder
 
 
 def test_a_hub_without_a_network_is_explained(monkeypatch):
@@ -203,7 +203,7 @@ def test_a_hub_without_a_network_is_explained(monkeypatch):
         raise OSError('no route to host')
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', fail)
     with pytest.raises(BundleError, match=r'no route to host.*give their folder'):
-        import_hub('CIDAS/clipseg-rd64-refined')
+        download('CIDAS/clipseg-rd64-refined')
 
 
 @pytest.mark.parametrize(('change', 'message'), [

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import blabberseg_ros
+from blabberseg_ros.backends.registry import FAMILIES
 from blabberseg_ros.prompts import (
     DEFAULT_NEGATIVE,
     DEFAULT_POSITIVE,
@@ -153,7 +154,8 @@ def test_wheel_holds_everything(wheel):
     assert sources <= names
     scripts = dict(entry_points['console_scripts'])
     assert scripts['getlandingheatmap_service'] == scripts['clipseg_node']
-    assert {'blabberseg', 'clipseg_node', 'aerial_camera', 'demo_client'} <= set(scripts)
+    assert {'blabberseg', 'aerial_camera', 'demo_client',
+            *(f'{family}_node' for family in FAMILIES)} <= set(scripts)
     for target in scripts.values():
         module, function = target.split(':')
         source = ROOT / (module.replace('.', '/') + '.py')
@@ -243,10 +245,13 @@ def test_launch_description_is_generated():
     assert set(literal(LAUNCH_FILE, 'ARGUMENTS')) | {'lander', 'params_file'} <= declared
 
 
-def test_parameter_file_is_that_of_the_node():
+@pytest.mark.parametrize('family', FAMILIES)
+def test_parameter_files_are_those_of_the_nodes(family):
     from blabberseg_ros.nodes.parameters import HEATMAP_TABLE, NODE_NAME
-    text = (ROOT / 'config' / 'clipseg_node.yaml').read_text(encoding='utf-8')
-    assert text == HEATMAP_TABLE.yaml(NODE_NAME), 'write it anew: HEATMAP_TABLE.yaml(NODE_NAME)'
+    text = (ROOT / 'config' / f'{family}_node.yaml').read_text(encoding='utf-8')
+    own = {} if family == 'clipseg' else {'backend': family}
+    assert text == HEATMAP_TABLE.yaml(NODE_NAME, **own), (
+        'write it anew: HEATMAP_TABLE.yaml(NODE_NAME, backend=FAMILY)')
     assert yaml.safe_load(text)[NODE_NAME]['ros__parameters']['img_topic']
 
 

@@ -153,6 +153,7 @@ def test_nan_is_an_error_and_is_not_remembered(segmenter):
                          ('add', segmenter._known(PROMPTS.texts[0]).code['add'])))
     known = segmenter._prompts[PROMPTS.texts[0]]
     segmenter._prompts[PROMPTS.texts[0]] = type(known)(known.reading, poison)
+    segmenter._sets.clear()
     with pytest.raises(NotFiniteError):
         segmenter.segment(image, PROMPTS)
     segmenter.forget()

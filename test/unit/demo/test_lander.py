@@ -4,6 +4,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from blabberseg_ros.demo.lander import Lander, LanderOptions, Phase, Situation
@@ -73,16 +74,71 @@ def test_near_the_ground_it_aligns_first(lander):
     assert lander.phase is Phase.APPROACHING
 
 
-def test_it_searches_around_its_start(lander):
-    """It goes on to the next place each time it has come to one."""
-    visited = set()
+def search(lander, seconds, reach_m=math.inf):
+    """Fly for so long without a spot, 100 m up; return where it was: [N, 2] metres."""
+    way = np.zeros((round(seconds / 0.05), 2))
     x_m = y_m = 0.0
-    for tick in range(4000):
+    for tick in range(len(way)):
         east, north, _ = lander.velocity(replace(
             HIGH, spot=None, now_s=0.05 * tick, x_m=x_m, y_m=y_m, height_m=100.0))
-        x_m, y_m = x_m + 0.05 * east, y_m + 0.05 * north
-        visited.add((round(x_m / 40), round(y_m / 40)))
-    assert {(1, 1), (-1, 1), (-1, -1), (1, -1)} <= visited
+        x_m, y_m = np.clip((x_m + 0.05 * east, y_m + 0.05 * north), -reach_m, reach_m)
+        way[tick] = x_m, y_m
+    return way
+
+
+CORNERS = {(1, 1), (-1, 1), (-1, -1), (1, -1)}
+
+
+def corners_at(way, distance_m):
+    """Return the corners of a square that were come to, within 3 m."""
+    return {corner for corner in CORNERS
+            if (np.abs(way - distance_m * np.array(corner)).max(axis=1) < 3.0).any()}
+
+
+def test_it_searches_in_rounds_that_widen(lander):
+    way = search(lander, 150.0)
+    far_m = np.abs(way).max(axis=1)
+    assert corners_at(way, 40.0) == corners_at(way, 80.0) == CORNERS
+    first = np.argmax(far_m > 45.0)  # the second round has begun
+    assert corners_at(way[:first], 40.0) == CORNERS
+    assert far_m.max() < 130.0
+
+
+def test_the_innermost_round_follows_the_outermost(lander):
+    way = search(lander, 600.0)
+    outermost = np.argmax(np.abs(way).max(axis=1) > 115.0)
+    assert outermost > 0
+    assert corners_at(way[outermost:], 40.0) == CORNERS
+
+
+def test_a_corner_out_of_reach_is_passed_over(lander):
+    way = search(lander, 200.0, reach_m=30.0)
+    assert {tuple(np.sign(point)) for point in way[np.abs(way).min(axis=1) > 29.0]} == CORNERS
+
+
+@pytest.mark.parametrize('spot', [Spot(20.0, 0.0, 6.0), None])
+def test_near_the_ground_it_climbs_before_it_flies_elsewhere(lander, spot):
+    """A tree in the way is not seen by a camera that looks down."""
+    low = replace(HIGH, height_m=8.0, spot=spot)
+    lander.velocity(low)
+    later = replace(low, now_s=low.now_s + OPTIONS.patience_s + 0.1)
+    assert lander.velocity(later) == (0.0, 0.0, OPTIONS.climb_m_s)
+    above = replace(later, height_m=OPTIONS.transit_height_m + 0.1, x_m=-20.0)
+    assert lander.velocity(above)[0] > 0
+
+
+@pytest.mark.parametrize('beside_m', [2.0, 10.0, 25.0, 40.0])
+def test_it_comes_down_on_spots_beside_it_without_turning_back_up(lander, beside_m):
+    x_m, height_m = 0.0, 60.0
+    for tick in range(2000):
+        east, _, up = lander.velocity(replace(
+            HIGH, now_s=0.05 * tick, x_m=x_m, height_m=height_m, spot=Spot(beside_m, 0.0, 8.0)))
+        x_m, height_m = x_m + 0.05 * east, height_m + 0.05 * up
+        assert up <= 0.0
+        if lander.phase is Phase.COMMITTED:
+            break
+    assert lander.phase is Phase.COMMITTED
+    assert abs(x_m - beside_m) <= 0.7
 
 
 def test_landed_means_still(lander):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the demo's pilot lands: never on what is not known to be safe."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -132,3 +135,10 @@ def test_a_spot_always_has_safe_ground_around_it(seed, height_m, x_m, y_m, size)
     disc = np.hypot(rows - row, columns - column) <= max(reach, 0.5)
     assert disc.any()
     assert (mask[disc] > 0).all()
+
+
+def test_the_share_of_a_view_that_a_disc_covers():
+    view = Viewpoint(0.0, 0.0, 100.0, 0.5)  # 200 m wide
+    assert view.share_of(10.0, (400, 400)) == pytest.approx(math.pi * 100 / 200**2)
+    assert view.share_of(10.0, (400, 200)) == pytest.approx(math.pi * 100 / (200 * 100))
+    assert replace(view, height_m=5.0).share_of(10.0, (400, 400)) > 1.0

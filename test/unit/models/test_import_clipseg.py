@@ -249,9 +249,9 @@ def test_hub_ids_are_told_from_paths(source, is_id):
     assert import_bundle.is_hub_id(source) is is_id
 
 
-def test_the_help_says_where_to_get_the_weights(capsys):
+def test_the_sources_say_where_to_get_the_weights(capsys):
     with pytest.raises(SystemExit):
-        command('import', '--help')
+        command('import', '--sources')
     text = capsys.readouterr().out
     for part in ('huggingface.co/CIDAS/clipseg-rd64-refined', 'timojl/clipseg', '61545cdb3a28',
                  'd00ca85d6b85', '13845f6cee4d', '5806e77cd80f', 'apache-2.0',

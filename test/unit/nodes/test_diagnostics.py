@@ -89,6 +89,14 @@ def test_percentiles_and_rate(clock, statistics):
     assert float(values_of(report(state(), statistics, 'node'))['rate_hz']) == 0.0
 
 
+def test_the_rate_of_a_fast_device(clock, statistics):
+    for _ in range(1000):
+        clock.now_s += 0.01
+        statistics.answered(heatmap(), 'frames')
+    values = values_of(report(state(), statistics, 'node'))
+    assert float(values['rate_hz']) == pytest.approx(100.0, abs=0.5)
+
+
 def test_counts(statistics):
     statistics.answered(heatmap(image=True, prompts=12, encoded=1), 'requests')
     statistics.answered(heatmap(), 'frames')

@@ -73,7 +73,7 @@ def test_some_change_only_while_unconfigured(unconfigured, successful):
     values, result = HEATMAP_TABLE.apply(
         DEFAULTS, [Parameter('bundle', value='other')], unconfigured)
     assert result.successful is successful
-    assert values.bundle == ('other' if successful else 'clipseg_demo')
+    assert values.bundle == ('other' if successful else 'auto')
 
 
 def test_every_parameter_is_described():

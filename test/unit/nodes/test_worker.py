@@ -45,7 +45,7 @@ class Puppet:
         new = set(prompts.texts) - self.known
         self.known |= new
         self.log.append(f'encode {len(new)}')
-        return PromptReport(len(new), len(prompts) - len(new), (), (), 1.0)
+        return PromptReport(len(new), len(prompts) - len(new), (), (), (), (), 1.0)
 
     def segment(self, image, prompts, fusion, *, with_probability, cancelled):
         self.entered.set()
@@ -109,6 +109,21 @@ def test_an_answer_names_its_prompts(worker):
     assert answer.prompts == OLD
     assert answer.heatmap.success
     assert worker.segment(image(1), NEW, FUSION, WAIT_S).result(WAIT_S).prompts == NEW
+
+
+def test_it_knows_that_prompts_are_changing(worker, puppet):
+    hold(worker, puppet)
+    assert not worker.changing
+    change = worker.set_prompts(NEW)
+    assert worker.changing
+    seen = []
+    change.add_done_callback(lambda _: seen.append(worker.changing))
+    puppet.gate.set()
+    change.result(WAIT_S)
+    second = worker.set_prompts(OLD)
+    second.result(WAIT_S)
+    assert seen == [False]
+    assert not worker.changing
 
 
 def test_requests_come_first_then_prompts_and_frames_in_turns(worker, puppet):

@@ -16,13 +16,11 @@ from blabberseg_ros.errors import EngineError, ParameterError
 from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.parity.compare import compare
 from blabberseg_ros.parity.frames import moving_frames
-from blabberseg_ros.parity.layers import TOLERANCE, compare_nodes
+from blabberseg_ros.parity.layers import TOLERANCE, Question, compare_nodes
 from blabberseg_ros.parity.reference import TorchCpu
 from blabberseg_ros.parity.variants import Variant, kind_of
 from blabberseg_ros.prompts import default_prompts
-from blabberseg_ros.resampling import blur_and_resize_matrices, triangle_matrices
 
-SIDE = 352
 SIZE = (96, 128)
 
 
@@ -32,15 +30,6 @@ def folder(tmp_path_factory):
     for index, image in enumerate(moving_frames(2, SIZE[::-1])):
         cv2.imwrite(str(path / f'{index}.png'), image[..., ::-1])
     return path
-
-
-def feeds_for(image):
-    rows, cols = triangle_matrices(*SIZE, SIDE)
-    rows_out, cols_out = blur_and_resize_matrices(SIDE, *SIZE, 15)
-    tokens = np.zeros((3, 77), np.int32)
-    tokens[:, :4] = [[49406, 320, 1125, 49407], [49406, 550, 7, 49407], [49406, 9, 11, 49407]]
-    return {'image': image, 'rows': rows, 'cols': cols, 'rows_out': rows_out,
-            'cols_out': cols_out, 'tokens': tokens, 'positive': np.array([0, 0, 1], np.float32)}
 
 
 def test_the_table(random_bundle, folder, tmp_path, capsys):
@@ -85,7 +74,8 @@ def test_a_shifted_model_shows_in_every_figure(random_bundle):
 def test_all_nodes_of_torch_and_onnx_runtime_agree(random_bundle):
     bundle = load_bundle(random_bundle)
     nodes = list(compare_nodes((bundle, TorchCpu()), (bundle, OnnxRuntimeCpu()),
-                               feeds_for(moving_frames(1, SIZE[::-1])[0])))
+                               Question(moving_frames(1, SIZE[::-1])[0], default_prompts(),
+                                        FusionOptions())))
     counts = {stage: sum(node.stage == stage for node in nodes)
               for stage in ('text_encoder', 'film', 'image_encoder', 'decoder', 'fusion')}
     assert counts['image_encoder'] > 100
@@ -104,10 +94,10 @@ def test_layers_name_the_node_where_a_mistake_was_made(random_bundle):
             model.blocks[1].norm1.weight.mul_(1.1)
 
     bundle = load_bundle(random_bundle)
-    feeds = feeds_for(moving_frames(1, SIZE[::-1])[0])
+    question = Question(moving_frames(1, SIZE[::-1])[0], default_prompts(), FusionOptions())
     expected = {no_position: ('image_encoder', 'add_1'), other_norm: ('decoder', 'layer_norm_2')}
     for modify, first in expected.items():
-        nodes = compare_nodes((bundle, TorchCpu()), (bundle, TorchCpu(modify=modify)), feeds)
+        nodes = compare_nodes((bundle, TorchCpu()), (bundle, TorchCpu(modify=modify)), question)
         over = [(node.stage, node.name) for node in nodes if node.error > TOLERANCE['fp32']]
         assert over[0] == first
 

@@ -18,6 +18,7 @@ from blabberseg_ros.parity.frames import GATE, frame, gate_frames, moving_frames
 from blabberseg_ros.parity.metrics import AREA_FRACTIONS, ThresholdCheck
 from blabberseg_ros.parity.report import FrameFigures, Outcome, ParityReport
 from blabberseg_ros.parity.store import ParityStore, identity_of
+from blabberseg_ros.prompts import PromptSet, default_prompts
 from blabberseg_ros.segmenter import Segmenter
 
 
@@ -26,8 +27,9 @@ class OtherKind(OnnxRuntimeCpu):
 
     name = 'other'
 
-    def __init__(self, wrong=False):
+    def __init__(self, wrong=False, wrong_for=None):
         self.wrong = wrong
+        self.wrong_for = wrong_for
         self.decodes = 0
         self.recorded = {}
 
@@ -50,7 +52,7 @@ class OtherEngine(OnnxRuntimeCpuEngine):
         outputs = super()._run(feeds)
         if self.stage == 'decoder':
             self._kind.decodes += 1
-            if self._kind.wrong:
+            if self._kind.wrong or len(feeds['mul']) == self._kind.wrong_for:
                 outputs = {'logits': np.ascontiguousarray(outputs['logits'][::-1])}
         return outputs
 
@@ -69,7 +71,7 @@ def admit(bundle, kind, store):
     backend = ClipSegBackend(bundle, kind)
     backend.activate()
     try:
-        return gate.admit(backend, store)
+        return gate.admit(backend, store=store)
     finally:
         backend.deactivate()
 
@@ -141,7 +143,7 @@ def test_a_refused_engine_makes_room_for_the_next(bundle, store, caplog):
     backends = [ClipSegBackend(bundle, OtherKind(wrong=True)),
                 ClipSegBackend(bundle, OnnxRuntimeCpu())]
     segmenter = Segmenter(backends[0], others=backends[1:],
-                          check=lambda backend: gate.admit(backend, store))
+                          check=lambda backend: gate.admit(backend, store=store))
     with segmenter:
         assert segmenter.engine_name == 'onnxruntime-cpu'
     assert 'The engine other is not used' in caplog.text
@@ -150,10 +152,50 @@ def test_a_refused_engine_makes_room_for_the_next(bundle, store, caplog):
 
 def test_the_last_engine_to_be_refused_is_an_error(bundle, store):
     segmenter = Segmenter(ClipSegBackend(bundle, OtherKind(wrong=True)),
-                          check=lambda backend: gate.admit(backend, store))
+                          check=lambda backend: gate.admit(backend, store=store))
     with pytest.raises(EngineError, match='refused'):
         segmenter.activate()
     assert not segmenter.backend._engines['image_encoder'].active
+
+
+def captured(bundle, store, **arguments):
+    """Return an active segmenter on an engine that is built for each set of shapes."""
+    kind = OtherKind(**arguments)
+    kind.per_shape = True
+    return kind, Segmenter(
+        ClipSegBackend(bundle, kind), others=[ClipSegBackend(bundle, OnnxRuntimeCpu())],
+        check=lambda backend, shapes=None: gate.admit(backend, shapes, store))
+
+
+def test_each_new_set_of_shapes_is_compared_once(bundle, store):
+    few = PromptSet(('grass',), ('roof', 'water', 'trees', 'road'))
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    kind, segmenter = captured(bundle, store)
+    with segmenter:
+        segmenter.encode(few)
+        reports = []
+        for pixels in (image, image[:40], image[:40], image):
+            before = kind.decodes
+            segmenter.segment(pixels, few)
+            reports.append((kind.decodes - before, len(list(store.folder.iterdir()))))
+        # The gate decodes each of its two frames twice; the request itself once.
+        assert reports == [(5, 2), (5, 3), (1, 3), (1, 3)]
+        segmenter.segment(gate_frames()[0], default_prompts())
+        assert len(list(store.folder.iterdir())) == 3, 'the gate compared for these at the start'
+
+
+def test_an_engine_that_is_wrong_for_some_shapes_is_replaced_when_they_come(bundle, store, caplog):
+    prompts = [PromptSet(('grass',), ('roof',) * count) for count in (3, 4, 5)]
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    _, segmenter = captured(bundle, store, wrong_for=5)
+    with segmenter, Segmenter(ClipSegBackend(bundle, OnnxRuntimeCpu())) as reference:
+        engines = []
+        for each in prompts:
+            found = segmenter.segment(image, each)
+            engines.append(segmenter.engine_name)
+            np.testing.assert_array_equal(found.mask, reference.segment(image, each).mask)
+    assert engines == ['other', 'onnxruntime-cpu', 'onnxruntime-cpu']
+    assert 'The engine other is not used' in caplog.text
 
 
 def passing(**change):

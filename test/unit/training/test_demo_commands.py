@@ -5,7 +5,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from blabberseg_ros.bundle import load_bundle
@@ -13,8 +12,8 @@ from blabberseg_ros.cli.main import main
 from blabberseg_ros.models.clipseg_config import ClipSegConfig
 from blabberseg_ros.training.checkpoint import save_checkpoint
 from blabberseg_ros.training.config import TrainConfig
+from blabberseg_ros.training.family_clipseg import build_model
 from blabberseg_ros.training.lexicon import training_vocabulary
-from blabberseg_ros.training.trainer import build_model
 
 MODEL = {
     'pretrain_grid': 22, 'vision_width': 16, 'vision_heads': 2, 'vision_layers': 3,
@@ -25,7 +24,7 @@ MODEL = {
 def test_a_checkpoint_becomes_a_bundle(tmp_path: Path) -> None:
     values = {**MODEL, 'extract': tuple(MODEL['extract']), 'input_size_px': 64}
     config = TrainConfig(model=ClipSegConfig(**values))
-    save_checkpoint(build_model(config, torch.device('cpu')), config, tmp_path / 'c.safetensors')
+    save_checkpoint(build_model(config), config, tmp_path / 'c.safetensors')
     assert main(['train-demo', '--export-from', str(tmp_path / 'c.safetensors'),
                  '--out', str(tmp_path / 'engines')]) == 0
     bundle = load_bundle(tmp_path / 'engines' / 'clipseg_demo')

@@ -106,12 +106,14 @@ def test_prompts_of_a_move_differ_in_one_polarity_alone() -> None:
 def test_obedience_tells_the_obedient_from_the_stubborn() -> None:
     views = [_view('a', ALL)]
     for phrases in (canonical_phrases(), held_out_phrases()):
-        scores = obedience_scores(Oracle(stubborn='water'), views, 0.5, phrases)
+        scores = obedience_scores(Oracle(stubborn='water'), views, (0.5, 0.3), phrases)
         assert {score.name for score in scores} == set(CLASS_IDS)
         for score in scores:
-            assert score.flipped == (0.0 if score.name == 'water' else 1.0)
+            assert [flip.threshold for flip in score.flips] == [0.5, 0.3]
+            assert {flip.flipped for flip in score.flips} == {
+                0.0 if score.name == 'water' else 1.0}
             assert (score.after < score.before) == (score.name != 'water')
-            assert score.safe_before == 1.0
+            assert {flip.safe_before for flip in score.flips} == {1.0}
 
 
 def test_judging_covers_all_kinds_of_views() -> None:

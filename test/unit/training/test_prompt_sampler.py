@@ -8,6 +8,7 @@ import pytest
 
 from blabberseg_ros.prompts import default_prompts
 from blabberseg_ros.text import Tokenizer
+from blabberseg_ros.training.prompt_batch import PromptTokens
 from blabberseg_ros.training.prompt_sampler import (
     CLASS_COUNT,
     CLASS_IDS,
@@ -16,7 +17,6 @@ from blabberseg_ros.training.prompt_sampler import (
     coverage,
     sample_prompts,
 )
-from blabberseg_ros.training.trainer import PromptTokens
 
 
 @pytest.fixture(scope='module')

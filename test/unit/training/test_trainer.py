@@ -2,7 +2,8 @@
 """The training loop on a tiny network and tiny worlds."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,20 +11,20 @@ import torch
 
 from blabberseg_ros.errors import BundleError, ParameterError
 from blabberseg_ros.models.clipseg_config import ClipSegConfig
-from blabberseg_ros.text import Tokenizer
-from blabberseg_ros.training.card import write_card
+from blabberseg_ros.training.card import with_tables, write_card
 from blabberseg_ros.training.checkpoint import load_checkpoint, rounded_to_half, save_checkpoint
 from blabberseg_ros.training.config import (
     CropsConfig,
     OptimiserConfig,
     TrainConfig,
     WorldsConfig,
+    config_from_dict,
 )
-from blabberseg_ros.training.lexicon import training_texts
-from blabberseg_ros.training.torch_predictor import TorchPredictor
-from blabberseg_ros.training.trainer import PromptTokens, Trainer, learning_rate, worlds_needed
+from blabberseg_ros.training.family import family_class
+from blabberseg_ros.training.trainer import Trainer, learning_rate, worlds_needed
 from blabberseg_ros.training.worlds import POINTS, Map
 
+CONFIGS = Path(__file__).parents[3] / 'config'
 TINY = TrainConfig(
     seed=3,
     worlds=WorldsConfig(train=3, first=1, ramp_steps=2, size_m=32.0, resolution_m=0.5),
@@ -53,13 +54,12 @@ class Feed:
 
 
 @pytest.fixture(scope='module')
-def tokenizer(random_bundle):
-    return Tokenizer.from_file(random_bundle / 'tokenizer.json')
+def family(tmp_path_factory):
+    return family_class('clipseg')(tmp_path_factory.mktemp('family'))
 
 
-def _trained(tokenizer, config=TINY, feed=None, deadline_s=None):
-    ids = sorted(set(PromptTokens(tokenizer)(training_texts()).ravel().tolist()) - {0})
-    trainer = Trainer(config, tokenizer, ids, feed or Feed(), torch.device('cpu'))
+def _trained(family, config=TINY, feed=None, deadline_s=None):
+    trainer = Trainer(config, family, feed or Feed(), torch.device('cpu'))
     lines, steps = [], []
     trainer.run(lambda progress: bool(steps.append(progress.step)) or True, lines.append,
                 deadline_s)
@@ -67,20 +67,20 @@ def _trained(tokenizer, config=TINY, feed=None, deadline_s=None):
 
 
 @pytest.fixture(scope='module')
-def trainer(tokenizer):
-    return _trained(tokenizer)[0]
+def trainer(family):
+    return _trained(family)[0]
 
 
-def test_the_same_configuration_gives_the_same_weights(tokenizer, trainer) -> None:
-    again = _trained(tokenizer)[0]
+def test_the_same_configuration_gives_the_same_weights(family, trainer) -> None:
+    again = _trained(family)[0]
     for name, weight in trainer.averaged.state_dict().items():
         assert torch.equal(weight, again.averaged.state_dict()[name]), name
-    other = _trained(tokenizer, replace(TINY, seed=4))[0]
+    other = _trained(family, replace(TINY, seed=4))[0]
     assert not torch.equal(other.model.film_mul.weight, trainer.model.film_mul.weight)
 
 
-def test_every_part_of_the_network_learns(tokenizer, trainer) -> None:
-    fresh = Trainer(TINY, tokenizer, [320], Feed(), torch.device('cpu')).model
+def test_every_part_of_the_network_learns(family, trainer) -> None:
+    fresh = Trainer(TINY, family, Feed(), torch.device('cpu')).model
     before = dict(fresh.named_parameters())
     for name, weight in trainer.model.named_parameters():
         assert torch.isfinite(weight).all(), name
@@ -90,18 +90,18 @@ def test_every_part_of_the_network_learns(tokenizer, trainer) -> None:
         assert torch.isfinite(weight).all(), name
 
 
-def test_words_that_training_never_shows_mean_nothing(tokenizer, trainer) -> None:
+def test_words_that_training_never_shows_mean_nothing(family, trainer) -> None:
     rows = trainer.averaged.token_embedding.weight
-    unseen = tokenizer.encode('zebra').ids[1]
-    seen = tokenizer.encode('grass').ids[1]
+    unseen = family.tokenizer.encode('zebra').ids[1]
+    seen = family.tokenizer.encode('grass').ids[1]
     assert (rows[unseen] == 0).all()
     assert (rows[seen] != 0).any()
 
 
-def test_worlds_come_into_use_by_the_step_and_by_nothing_else(tokenizer) -> None:
+def test_worlds_come_into_use_by_the_step_and_by_nothing_else(family) -> None:
     assert [worlds_needed(step, TINY) for step in range(5)] == [1, 2, 3, 3, 3]
     feed = Feed()
-    _, lines, steps = _trained(tokenizer, feed=feed)
+    _, lines, steps = _trained(family, feed=feed)
     assert feed.taken == 3
     assert steps == [1, 2, 3]
     assert any(line.startswith('step 1/3') for line in lines)
@@ -116,20 +116,18 @@ def test_the_rate_rises_then_falls() -> None:
     assert 0.01 <= rates[-1] < 0.02
 
 
-def test_a_deadline_plans_the_number_of_steps(tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr('blabberseg_ros.training.trainer._WARM_AT_STEP', 1)
-    monkeypatch.setattr('blabberseg_ros.training.trainer._PLAN_AT_STEP', 2)
-    many = replace(TINY, optimiser=replace(TINY.optimiser, steps=10_000))
-    # A deadline that has passed leaves only the steps that are done.
-    trainer, lines, steps = _trained(tokenizer, many, deadline_s=0.0)
-    assert trainer.config.optimiser.steps == len(steps) == 2
-    assert 'planned 2 steps' in lines
+def test_a_deadline_plans_the_number_of_steps(family) -> None:
+    many = replace(TINY, optimiser=replace(TINY.optimiser, steps=10_000, warmup_steps=4))
+    # A deadline that has passed leaves only the steps of the warm-up.
+    trainer, lines, steps = _trained(family, many, deadline_s=0.0)
+    assert trainer.config.optimiser.steps == len(steps) == 4
+    assert 'planned 4 steps' in lines
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tokenizer) -> None:
+def test_a_loss_that_is_no_number_ends_the_run(family) -> None:
     wild = replace(TINY, optimiser=replace(TINY.optimiser, learning_rate=1e30, steps=30))
     with pytest.raises(ParameterError, match='learning_rate'):
-        _trained(tokenizer, wild)
+        _trained(family, wild)
 
 
 def test_a_checkpoint_gives_back_the_rounded_network(trainer, tmp_path) -> None:
@@ -142,6 +140,16 @@ def test_a_checkpoint_gives_back_the_rounded_network(trainer, tmp_path) -> None:
         assert torch.equal(weight, rounded[name]), name
 
 
+def test_a_run_goes_on_from_what_fits(family, trainer) -> None:
+    wider = replace(TINY, model=replace(TINY.model, decoder_ffn=12), earlier_steps=3)
+    again = Trainer(wider, family, Feed(), torch.device('cpu'), trainer.averaged)
+    assert again.fresh
+    assert all(name.startswith('blocks.') for name in again.fresh)
+    ours, theirs = again.model.state_dict(), trainer.averaged.state_dict()
+    for name, weight in ours.items():
+        assert (name in again.fresh) != torch.equal(weight, theirs[name]), name
+
+
 @pytest.mark.parametrize('content', [b'', b'not a checkpoint', None])
 def test_what_is_no_checkpoint_is_refused(content, tmp_path) -> None:
     path = tmp_path / 'checkpoint.safetensors'
@@ -151,16 +159,16 @@ def test_what_is_no_checkpoint_is_refused(content, tmp_path) -> None:
         load_checkpoint(path)
 
 
-def test_the_predictor_caches_without_mixing_things_up(tokenizer, trainer) -> None:
+def test_the_predictor_caches_without_mixing_things_up(family, trainer) -> None:
     from blabberseg_ros.prompts import PromptSet
 
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(2)]
     first, second = PromptSet(('grass',), ('road', 'tree')), PromptSet(('tree',), ('grass',))
-    cached = TorchPredictor(trainer.averaged, tokenizer, torch.device('cpu'))
+    cached = family.predictor(trainer.averaged, torch.device('cpu'))
     for image in images:
         for prompts in (first, second, first):
-            fresh = TorchPredictor(trainer.averaged, tokenizer, torch.device('cpu'))
+            fresh = family.predictor(trainer.averaged, torch.device('cpu'))
             np.testing.assert_allclose(cached.probability(image, prompts),
                                        fresh.probability(image, prompts), atol=1e-6)
     both = sum(cached.probability(images[0], prompts) for prompts in (
@@ -170,7 +178,9 @@ def test_the_predictor_caches_without_mixing_things_up(tokenizer, trainer) -> No
 
 @pytest.mark.parametrize(('text', 'named'), [
     ('seeds: 3\n', 'seeds'), ('worlds: {trains: 3}\n', 'trains'), ('worlds: 3\n', 'worlds'),
-    ('[1, 2', 'cannot be read')])
+    ('[1, 2', 'cannot be read'), ('family: unet\n', 'unet'),
+    ('family: fpseg\nmodel: {encoder: {width: 3}}\n', 'width'),
+    ('family: lseg\nmodel: {features: [4, 3], input_size_px: 100}\n', '100')])
 def test_a_configuration_that_is_not_understood_is_refused(text, named, tmp_path) -> None:
     path = tmp_path / 'train.yaml'
     path.write_text(text)
@@ -178,28 +188,38 @@ def test_a_configuration_that_is_not_understood_is_refused(text, named, tmp_path
         TrainConfig.from_yaml(path)
 
 
-def test_the_shipped_configuration_is_read(root_dir) -> None:
-    config = TrainConfig.from_yaml(root_dir / 'config' / 'train_demo.yaml')
-    assert config.model.text_width <= 96
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('train_*.yaml')), ids=lambda path: path.stem)
+def test_the_shipped_configurations_are_read(path) -> None:
+    config = TrainConfig.from_yaml(path)
     assert config.optimiser.batch_size % config.optimiser.prompt_sets == 0
+    assert config.model.family == config.family
+    # What a checkpoint keeps gives the same run again.
+    assert config_from_dict(json.loads(json.dumps(asdict(config))), 'here') == config
 
 
 def test_the_card_warns_and_tells_what_was_measured() -> None:
-    from dataclasses import asdict
+    def written(metrics):
+        return write_card('demo', 'CLIPSeg', 'tiny', 'none', TINY, metrics)
 
-    from blabberseg_ros.training.card import with_tables
-
-    config = json.loads(json.dumps(asdict(TINY)))
     score = {'safe_iou': 0.87654, 'unsafe_iou': 0.9, 'views': 7}
-    moved = {'name': 'road', 'phrase': 'road', 'before': 0.9, 'after': 0.1, 'flipped': 0.95}
-    metrics = {'threshold': 0.5, 'safety': {'held_out': score}, 'obedience': [moved],
-               'unseen_phrases': [{**moved, 'flipped': 0.91}, {**moved, 'flipped': 0.93}],
+
+    def moved(*flipped: float) -> dict:
+        return {'name': 'road', 'phrase': 'road', 'before': 0.9, 'after': 0.1, 'flips': [
+            {'threshold': threshold, 'safe_before': 0.8, 'flipped': share}
+            for threshold, share in zip((0.8, 0.5), flipped, strict=True)]}
+
+    metrics = {'threshold': 0.5, 'safety': {'held_out': score}, 'obedience': [moved(.97, .95)],
+               'unseen_phrases': [moved(.91, .87), moved(.93, .86)],
                'measured_with': 'a ruler'}
-    blank = write_card('demo', config, 400, None)
+    blank = written(None)
     assert '**For demonstration, never for flight.**' in blank
     assert 'Not measured yet' in blank
-    card = write_card('demo', config, 400, metrics)
+    card = written(metrics)
     assert '0.877' in card
-    assert '91.0 %' in card
+    assert '| 97.0 % | 91.0 % | 95.0 % | 86.0 % |' in card
     assert with_tables(blank, metrics) == card
     assert with_tables(card, metrics) == card
+    # A family that reads no words has no unseen phrases.
+    closed = written({**metrics, 'unseen_phrases': []})
+    assert '| 97.0 % | 95.0 % |' in closed
+    assert 'unseen' not in closed

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transposed convolutions as matrix products: the same numbers."""
+"""Transposed convolutions and enlargements as matrix products: the same numbers."""
 
 import copy
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from blabberseg_ros.models.clipseg import ClipSeg
 from blabberseg_ros.models.clipseg_config import ClipSegConfig
-from blabberseg_ros.training.upsampling import use_products
+from blabberseg_ros.training.upsampling import SparseUpsampling, use_products
 
 TINY = ClipSegConfig(
     input_size_px=32, pretrain_grid=2, vision_width=16, vision_heads=2, vision_layers=3,
@@ -38,3 +39,12 @@ def test_a_kernel_that_overlaps_is_refused() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(4, 2, 3, stride=2))
     with pytest.raises(ValueError, match='differ'):
         use_products(model)
+
+
+@pytest.mark.parametrize('align_corners', [True, False])
+def test_a_few_pixels_of_an_enlarged_map_are_those_of_the_whole(align_corners) -> None:
+    maps = torch.rand((2, 3, 6, 6), generator=torch.Generator().manual_seed(0))
+    whole = functional.interpolate(maps, (22, 22), mode='bilinear', align_corners=align_corners)
+    rows, columns = slice(1, None, 3), slice(2, None, 3)
+    found = SparseUpsampling(align_corners)(maps, 22, rows, columns)
+    torch.testing.assert_close(found, whole[..., rows, columns])

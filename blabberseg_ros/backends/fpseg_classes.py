@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The classes that an FPSeg bundle knows, those that were added, and what a decoder is fed."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from blabberseg_ros.bundle import WEIGHTS, Bundle
+from blabberseg_ros.errors import BundleError, PromptError
+from blabberseg_ros.labels import LabelMatch, LabelMatcher
+from blabberseg_ros.models.fpseg_config import FpSegConfig
+from blabberseg_ros.models.fpseg_prompts import ClassPrompt, check_names, read_prompts
+from blabberseg_ros.resampling import read_only
+
+# Added to the attention to a padding token: its weight is 0 in every precision, fp16 included.
+_HIDDEN = -1e4
+# Choices of classes whose arrays are kept.
+_CHOICES = 8
+
+
+class Classes:
+    """Classes by name and by number; a number stays that of its class when others are added.
+
+    Attributes:
+        prompts: of the bundle's classes, then of the added ones.
+    """
+
+    def __init__(self, bundle: Bundle, config: FpSegConfig) -> None:
+        """Read the classes of a bundle.
+
+        Raises:
+            BundleError: its weights hold other classes than its manifest.
+        """
+        self._bundle = bundle
+        self._config = config
+        self.prompts = _read_bundle(bundle, config)
+        self._matcher = LabelMatcher(self.names, bundle.aliases)
+        self._feeds: OrderedDict[tuple[int, ...], dict[str, np.ndarray]] = OrderedDict()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return all names, in the order of the numbers."""
+        return tuple(prompt.name for prompt in self.prompts)
+
+    def add(self, path: Path) -> tuple[str, ...]:
+        """Add the classes of a file of prompts; return their names.
+
+        Raises:
+            BundleError: the file cannot be used, or has a class that there is already.
+        """
+        added = read_prompts(path)
+        width, longest = self._config.width, self._config.prompt_size
+        for prompt in added:
+            tokens, own = prompt.tokens.shape
+            if own != width:
+                raise BundleError(f'{path}: the class {prompt.name!r} is {own} wide and the model '
+                                  f'{width}; it was tuned for another one')
+            if tokens > longest:
+                raise BundleError(
+                    f'{path}: the class {prompt.name!r} has {tokens} tokens and the graphs of '
+                    f'{self._bundle.folder} take {longest}; tune it with fewer')
+        check_names([*self.names, *(prompt.name for prompt in added)], str(path))
+        self.prompts = (*self.prompts, *added)
+        self._matcher = LabelMatcher(self.names, self._bundle.aliases)
+        return tuple(prompt.name for prompt in added)
+
+    def match(self, text: str) -> LabelMatch:
+        """Return the numbers of the classes that a text names.
+
+        Raises:
+            PromptError: it names none; the message lists those that there are.
+        """
+        match = self._matcher.match(text)
+        if not match.labels:
+            raise PromptError(
+                f'the model has no class {text[:60]!r}; it knows {", ".join(self.names)}. Use '
+                'these names, or add the class from a file of prompts')
+        return match
+
+    def describe(self, text: str) -> str:
+        """Say which classes a text stands for and what of it is none, unless it is a name."""
+        match = self.match(text)
+        if self._matcher.is_plain(match):
+            return ''
+        names = ', '.join(self.names[number] for number in match.labels)
+        ignored = f', without {", ".join(match.unknown)}' if match.unknown else ''
+        return f'{text[:60]!r} stands for {names}{ignored}'
+
+    def feeds(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return the decoder's inputs for some classes, in this order.
+
+        The same classes get the same arrays, so that an engine need not copy them again. Classes
+        with fewer tokens than the longest are padded.
+
+        Returns:
+            `tokens` float32 [n, P, C], `dense` float32 [n, C], `bias` float32 [n, P].
+        """
+        key = tuple(numbers)
+        if key not in self._feeds:
+            self._feeds[key] = self._stack(key)
+            while len(self._feeds) > _CHOICES:
+                self._feeds.popitem(last=False)
+        self._feeds.move_to_end(key)
+        return self._feeds[key]
+
+    def _stack(self, numbers: tuple[int, ...]) -> dict[str, np.ndarray]:
+        longest, width = self._config.prompt_size, self._config.width
+        tokens = np.zeros((len(numbers), longest, width), np.float32)
+        bias = np.full((len(numbers), longest), _HIDDEN, np.float32)
+        for row, number in enumerate(numbers):
+            own = self.prompts[number].tokens
+            tokens[row, :len(own)] = own
+            bias[row, :len(own)] = 0
+        dense = np.stack([self.prompts[number].dense for number in numbers])
+        return {'tokens': read_only(tokens), 'dense': read_only(dense), 'bias': read_only(bias)}
+
+
+def _read_bundle(bundle: Bundle, config: FpSegConfig) -> tuple[ClassPrompt, ...]:
+    """Read the classes out of a bundle's weights."""
+    path = bundle.folder / WEIGHTS
+    try:
+        with safe_open(path, 'numpy') as file:
+            tokens = file.get_tensor('prompt_encoder.prompt_embeddings').astype(np.float32)
+            dense = file.get_tensor('prompt_encoder.no_mask_embed.weight').astype(np.float32)[0]
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f'{path} holds no FPSeg classes ({error}); import the bundle '
+                          'again') from error
+    if tokens.shape != (len(config.class_names), config.prompt_size, config.width):
+        raise BundleError(f'{path} holds classes of the shape {tokens.shape}, not those of the '
+                          'manifest; import the bundle again')
+    return tuple(ClassPrompt(name, entry, dense)
+                 for name, entry in zip(config.class_names, tokens, strict=True))

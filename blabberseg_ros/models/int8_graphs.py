@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An ONNX graph whose products with weights run on 8-bit integers, for CPUs that are fast at them.
+
+Activations are quantised as they come, each tensor by its own range; weights by the largest value
+of each output channel. The weights stay where they are: the graph quantises them from the stored
+ones, which an engine does once, when it loads the graph. Everything else stays float32.
+
+How far the answers of a model survive that depends on its weights; the parity gate decides.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+_LARGEST = 127
+
+
+def convert_to_int8(model: ir.Model, weights: frozenset[str]) -> None:
+    """Convert a graph in place; inputs and outputs stay float32.
+
+    Args:
+        model: whose linear layers are products with a transposed weight (see `graphs`).
+        weights: names of the initialisers that were learned.
+    """
+    graph = model.graph
+    quantised: dict[ir.Value, tuple[ir.Value, ...]] = {}
+    for node in list(graph):
+        matrix = _matrix_of(node, weights)
+        if matrix is None:
+            continue
+        x, weight = node.inputs
+        if x not in quantised:
+            quantised[x] = _insert(graph, node, 'x', 'DynamicQuantizeLinear', [x], 3)
+        if weight not in quantised:
+            scale, zero = _scale_of(graph, matrix)
+            (stored,) = _insert(
+                graph, node, 'weight', 'QuantizeLinear', [weight, scale, zero], 1, axis=1)
+            quantised[weight] = (stored, scale, zero)
+        values, x_scale, x_zero = quantised[x]
+        stored, scale, zero = quantised[weight]
+        (total,) = _insert(
+            graph, node, 'total', 'MatMulInteger', [values, stored, x_zero, zero], 1)
+        (single,) = _insert(graph, node, 'single', 'Cast', [total], 1, to=int(ir.DataType.FLOAT))
+        (unit,) = _insert(graph, node, 'unit', 'Mul', [x_scale, scale], 1)
+        (result,) = _insert(graph, node, 'result', 'Mul', [single, unit], 1)
+        old = node.outputs[0]
+        ir.convenience.replace_all_uses_with(old, result)
+        for index, output in enumerate(graph.outputs):
+            if output is old:
+                name, result.type, result.shape = old.name, old.type, old.shape
+                old.name, result.name = f'{name}.float', name
+                graph.outputs[index] = result
+        graph.remove(node, safe=True)
+
+
+def _matrix_of(node: ir.Node, weights: frozenset[str]) -> ir.Value | None:
+    """Return the stored weight of a linear layer's product; None for other nodes."""
+    if node.op_type != 'MatMul' or node.inputs[1] is None:
+        return None
+    value: ir.Value | None = node.inputs[1]
+    while value is not None and (producer := value.producer()) is not None:
+        if producer.op_type not in ('Cast', 'Transpose'):
+            return None
+        value = producer.inputs[0]
+    return value if value is not None and value.name in weights else None
+
+
+def _scale_of(graph: ir.Graph, matrix: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Return the scale and zero point of each output channel of a weight [out, in]."""
+    if matrix.const_value is None:
+        raise ValueError(f'the weight {matrix.name} has no values')
+    largest = np.abs(matrix.const_value.numpy().astype(np.float32)).max(axis=1)
+    scale = np.where(largest > 0, largest / _LARGEST, 1).astype(np.float32)
+    return tuple(  # type: ignore[return-value]
+        graph.initializers.setdefault(value.name, value) for value in (
+            ir.val(f'{matrix.name}.scale', const_value=ir.tensor(scale)),
+            ir.val(f'{matrix.name}.zero', const_value=ir.tensor(np.zeros(len(scale), np.int8)))))
+
+
+def _insert(graph: ir.Graph, before: ir.Node, name: str, operator: str,
+            inputs: Sequence[ir.Value], outputs: int, **attributes: int) -> tuple[ir.Value, ...]:
+    node = ir.node(operator, inputs, attributes, num_outputs=outputs)
+    graph.insert_before(before, node)
+    for index, value in enumerate(node.outputs):
+        value.name = f'{before.name}.{name}.{index}'
+    return tuple(node.outputs)

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network of an LSeg bundle, in torch."""
+
+from blabberseg_ros.bundle import Bundle
+from blabberseg_ros.models.loading import load_weights
+from blabberseg_ros.models.lseg import LSeg
+from blabberseg_ros.models.lseg_config import LSegConfig
+from blabberseg_ros.models.text_tower import causal_mask
+
+
+def load_lseg(bundle: Bundle) -> LSeg:
+    """Return the network of a bundle in evaluation mode, float32, on the CPU.
+
+    Raises:
+        BundleError: the weights are not those of the architecture in the manifest.
+    """
+    config = LSegConfig.from_dict(bundle.manifest.architecture)
+    model = load_weights(bundle, lambda: LSeg(config))
+    # Made in the constructor and not stored.
+    model.text.causal_mask = causal_mask(config.context_length)
+    return model

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training of the demonstration LSeg."""
+
+import copy
+import random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from blabberseg_ros.models.folding import fold_batch_norms
+from blabberseg_ros.models.lseg import LSeg
+from blabberseg_ros.models.lseg_config import LSegConfig
+from blabberseg_ros.text import Tokenizer
+from blabberseg_ros.training.auxiliary import MapReadOut, TextReadOut
+from blabberseg_ros.training.config import TrainConfig
+from blabberseg_ros.training.family import compiled
+from blabberseg_ros.training.losses import Losses, prompt_losses
+from blabberseg_ros.training.open_words import OpenFamily, warm_token_embedding
+from blabberseg_ros.training.prompt_batch import PromptBatches
+from blabberseg_ros.training.prompt_sampler import CLASS_COUNT
+from blabberseg_ros.training.torch_predictor import LSegPredictor
+from blabberseg_ros.training.upsampling import SparseUpsampling
+
+
+class LSegLesson:
+    """Random prompt sets, the three losses on their cosines, and a read-out on each tower."""
+
+    def __init__(self, model: LSeg, config: TrainConfig, tokenizer: Tokenizer,
+                 device: torch.device) -> None:
+        """Take a network that lies on `device`."""
+        self._model = model
+        self._config = config
+        self._device = device
+        self._prompts = PromptBatches(tokenizer, device)
+        self._encode = compiled(model.encode_checked, device)
+        self._features = compiled(model.features, device)
+        self._upsampling = SparseUpsampling(align_corners=True)
+        self._text = TextReadOut(config.model.embed_dim, CLASS_COUNT)
+        self._map = MapReadOut(config.model.features, CLASS_COUNT)
+        self.helpers = nn.ModuleList((self._text, self._map)).to(device)
+
+    def losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
+               rng: random.Random) -> Losses:
+        """Compare the pixels with a prompt set for each image."""
+        config = self._config.loss
+        prompts = self._prompts.draw(rng, len(pixels), self._config.optimiser.prompt_sets)
+        # The text tower is small and its mask wants the precision; only the rest is rounded.
+        embedding = self._model.encode_text(prompts.tokens)
+        texts = functional.normalize(embedding, dim=-1)[prompts.index]
+        with torch.autocast(self._device.type, torch.bfloat16,
+                            enabled=self._device.type == 'cuda'):
+            codes = self._encode(pixels)
+            features = self._features(codes)
+            cosines = torch.einsum('bpd,bdhw->bphw', texts.to(features.dtype), features)
+            image_loss = self._map.loss(codes, labels, class_weights)
+        # The network enlarges the cosines; only the pixels that are compared are worked out.
+        rows, columns = (slice(rng.randrange(config.stride), None, config.stride)
+                         for _ in range(2))
+        logits = self._model.config.logit_scale * self._upsampling(
+            cosines.float(), labels.shape[-1], rows, columns)
+        losses = prompt_losses(logits, labels[..., rows, columns], prompts.targets, class_weights,
+                               config)
+        text_loss = self._text.loss(embedding, prompts.covers)
+        return losses.plus('text', config.text, text_loss).plus(
+            'image', config.image, image_loss)
+
+
+class LSegFamily(OpenFamily):
+    """LSeg, trained with batch norms that are folded when it is finished."""
+
+    name = 'lseg'
+
+    @staticmethod
+    def create(architecture: LSegConfig) -> LSeg:
+        """Return a network of this architecture."""
+        return LSeg(architecture)
+
+    def fresh(self, config: TrainConfig, continued: bool) -> LSeg:
+        """Return a network with fresh weights; finished weights have no norms to go with them."""
+        torch.manual_seed(config.seed)
+        model = LSeg(config.model, norms=not continued)
+        if not continued:
+            warm_token_embedding(model.text.token_embedding, self.token_ids, config.seed)
+        return model
+
+    def finished(self, model: nn.Module) -> LSeg:
+        """Return a copy without batch norms."""
+        model = copy.deepcopy(model)
+        fold_batch_norms(model)
+        return model  # type: ignore[return-value]
+
+    def lesson(self, model: LSeg, config: TrainConfig, device: torch.device) -> LSegLesson:
+        """Prepare the training of a network."""
+        return LSegLesson(model, config, self.tokenizer, device)
+
+    def predictor(self, model: Any, device: torch.device) -> LSegPredictor:
+        """Return the network as something that can be judged."""
+        return LSegPredictor(model, self.tokenizer, device)
+
+    def architecture(self, config: TrainConfig) -> str:
+        """Return the sizes of the network for the card."""
+        sizes = config.model
+        tower = (f'ResNet {sizes.resnet_width} wide with {sizes.resnet_blocks} blocks'
+                 if sizes.backbone == 'resnet' else
+                 f'ViT {sizes.vision_width} wide with {sizes.vision_layers} blocks')
+        return (f'{tower}, fusion {sizes.features} wide,\n  text tower {sizes.text_width} wide '
+                f'with {sizes.text_layers} blocks')
+
+
+FAMILY = LSegFamily

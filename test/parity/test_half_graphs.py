@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graphs in half precision pass the gate, on buffers bound as they are on a GPU."""
+
+import onnx
+import pytest
+
+from blabberseg_ros.backends.registry import backend_class
+from blabberseg_ros.bundle import load_bundle
+from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
+from blabberseg_ros.engines.onnxruntime_gpu import CPU, OnnxRuntimeGpuEngine, Provider
+from blabberseg_ros.parity.gate import check_parity
+from blabberseg_ros.parity.report import Outcome
+
+
+class HalfOnCpu(OnnxRuntimeCpu):
+    """The engine of the CUDA provider, on the CPU's."""
+
+    name = 'half-on-cpu'
+
+    def create(self, bundle, stage):
+        return OnnxRuntimeGpuEngine(bundle, stage, Provider(CPU, 'cpu', {}), 'fp16')
+
+
+@pytest.mark.parametrize('which', ['random', 'demo'])
+def test_half_graphs_pass_the_gate(which, random_bundle, root_dir):
+    bundle = load_bundle(random_bundle if which == 'random' else root_dir / 'engines/clipseg_demo')
+    make = backend_class(bundle.manifest.family)
+    reference, tested = make(bundle, OnnxRuntimeCpu()), make(bundle, HalfOnCpu())
+    for backend in (reference, tested):
+        backend.activate()
+    report = check_parity(reference, tested)
+    assert tested.precision == 'fp16'
+    assert report.outcome is Outcome.PASS, report.summary()
+    assert report.figures['max_dp'] > 1e-5, 'it is not the fp32 graph again'
+
+
+@pytest.mark.parametrize('stage', ['image_encoder', 'decoder'])
+def test_inputs_outputs_and_weights_keep_their_types(random_bundle, stage):
+    bundle = load_bundle(random_bundle)
+    single, half = (onnx.load(bundle.graph(stage + suffix), load_external_data=False).graph
+                    for suffix in ('', '_fp16'))
+    for kind in ('input', 'output'):
+        assert list(getattr(single, kind)) == list(getattr(half, kind))
+    stored = [{tensor.name: (tensor.data_type, [entry.value for entry in tensor.external_data])
+               for tensor in graph.initializer if tensor.external_data}
+              for graph in (single, half)]
+    assert stored[0] == stored[1]
+    assert stored[0], 'weights lie once, in weights.safetensors'
+
+
+@pytest.mark.parametrize('stage', ['image_encoder', 'decoder'])
+def test_norms_and_softmax_stay_single(random_bundle, stage):
+    bundle = load_bundle(random_bundle)
+    graph = onnx.shape_inference.infer_shapes(
+        onnx.load(bundle.graph(f'{stage}_fp16'), load_external_data=False)).graph
+    types = {value.name: value.type.tensor_type.elem_type
+             for value in (*graph.value_info, *graph.output)}
+    found = {kind: {types[node.output[0]] for node in graph.node if node.op_type == kind}
+             for kind in ('Softmax', 'LayerNormalization', 'MatMul')}
+    assert found['Softmax'] == found['LayerNormalization'] == {onnx.TensorProto.FLOAT}
+    assert onnx.TensorProto.FLOAT16 in found['MatMul']

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FPSeg's CUDA stages on the CPU: the kernels by Triton's interpreter, the rest in fp32."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# The interpreter has to be chosen before the kernels are imported: each check is a process.
+PRELUDE = """
+import torch
+from torch.nn import functional
+from blabberseg_ros.engines import fpseg_kernels, torch_fpseg
+from blabberseg_ros.engines.cuda_kernels import triangle_band
+from blabberseg_ros.models.folding import fold_batch_norms
+from blabberseg_ros.models.random_fpseg import SMALL, random_fpseg
+from blabberseg_ros.models.stages import resize
+from blabberseg_ros.resampling import triangle_matrices
+torch.manual_seed(0)
+torch.set_grad_enabled(False)
+model = random_fpseg(SMALL)
+fold_batch_norms(model)
+
+def close(ours, expected, tolerance=2e-5):
+    assert ours.shape == expected.shape, (ours.shape, expected.shape)
+    error = (ours - expected).abs().max().item()
+    assert error < tolerance, error
+"""
+CHECKS = {
+    'depthwise': """
+x, weight, bias = torch.randn(9, 70, 40), torch.randn(40, 1, 3, 3), torch.randn(40)
+for stride in (1, 2):
+    wanted = functional.conv2d(x.permute(2, 0, 1)[None], weight, bias, stride, 1, groups=40)
+    wanted = wanted[0].permute(1, 2, 0)
+    flat = weight.flatten(1).T.contiguous()
+    close(fpseg_kernels.depthwise(x, flat, bias, stride, False), wanted)
+    close(fpseg_kernels.depthwise(x, flat, bias, stride, True), functional.gelu(wanted))
+""",
+    'resize': """
+image = torch.randint(0, 256, (40, 56, 3), dtype=torch.uint8)
+rows, cols = map(torch.tensor, triangle_matrices(40, 56, 64))
+scale, offset = torch.tensor([.01, .02, .03]), torch.tensor([1., 2., 3.])
+pixels = torch.empty(64, 64, 3)
+fpseg_kernels.resize_to_pixels(
+    image, rows, cols, triangle_band(40, 64, 'cpu'), triangle_band(56, 64, 'cpu'), scale, offset,
+    torch.empty(40, 64, 3), pixels)
+close(pixels, resize(image.permute(2, 0, 1).float(), rows, cols).permute(1, 2, 0) * scale - offset)
+""",
+    'attention': """
+def plain(query, key, value, bias=None):
+    split = lambda x: x.unflatten(-1, (4, -1)).transpose(1, 2)
+    query = query.expand(len(key), -1, -1)
+    found = functional.scaled_dot_product_attention(*map(split, (query, key, value)), bias)
+    return found.transpose(1, 2).flatten(2)
+
+key, value = torch.randn(2, 2, 65, 64)
+bias = torch.randn(2, 4, 65)
+for batch in (1, 2):
+    query = torch.randn(batch, 70, 64)
+    close(fpseg_kernels.attend_to_few(query, key, value, 4, bias),
+          plain(query, key, value, bias[:, :, None]))
+    close(fpseg_kernels.attend_to_few(query, key, value, 4, None), plain(query, key, value))
+query, (key, value) = torch.randn(2, 5, 64), torch.randn(2, 2, 700, 64)
+close(fpseg_kernels.attend_to_many(query, key, value, 4), plain(query, key, value))
+for tokens in (49, 100):
+    qkv, bias = torch.randn(3, tokens, 3 * 64), torch.randn(4, tokens, tokens)
+    parts = qkv.reshape(3, tokens, 4, 48).chunk(3, dim=-1)
+    close(fpseg_kernels.attend_in_windows(qkv, bias, 4),
+          plain(*(part.flatten(2) for part in parts), bias))
+""",
+    'encoder': """
+pixels = torch.randn(64, 64, 3)
+fast = torch_fpseg.FastTinyVit(model.image_encoder, torch.float32)
+close(fast(pixels), model.encode_images(pixels.permute(2, 0, 1)[None])[0].permute(1, 2, 0))
+""",
+    'decoder': """
+code, tokens = torch.randn(32, 16, 16), model.prompt_encoder.prompt_embeddings
+dense, bias = torch.randn(11, 32), torch.zeros(11, 3)
+bias[4, 1:] = -1e4
+half = torch_fpseg.HalfDecoder(model, torch.float32)
+close(half(code, tokens, dense, bias), model.decode(code[None], tokens, dense, bias))
+""",
+}
+
+
+@pytest.mark.parametrize('check', CHECKS)
+def test_fast_parts_equal_the_network(check):
+    result = subprocess.run(
+        [sys.executable, '-c', PRELUDE + CHECKS[check]], capture_output=True, text=True,
+        timeout=120, check=False, env={**os.environ, 'TRITON_INTERPRET': '1'})
+    assert result.returncode == 0, result.stderr[-2000:]
