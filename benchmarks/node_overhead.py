@@ -65,7 +65,7 @@ class Client:
     def __init__(self) -> None:
         """Connect."""
         self.node = rclpy.create_node('node_overhead')
-        self._client = self.node.create_client(GetLandingHeatmap, NAME)
+        self._client: Any = self.node.create_client(GetLandingHeatmap, NAME)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
 
@@ -119,7 +119,8 @@ def memory_mb(pid: int, name: str) -> float:
 def frames(width_px: int, height_px: int) -> list[np.ndarray]:
     """Return frames that differ, of noise smooth enough to be an image: uint8 [H, W, 3]."""
     random = np.random.default_rng(0)
-    coarse = random.integers(0, 256, (FRAMES, height_px // 16 + 1, width_px // 16 + 1, 3), np.uint8)
+    cells = (FRAMES, height_px // 16 + 1, width_px // 16 + 1, 3)
+    coarse = random.integers(0, 256, cells, np.uint8)
     return [np.ascontiguousarray(each.repeat(16, 0).repeat(16, 1)[:height_px, :width_px])
             for each in coarse]
 

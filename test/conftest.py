@@ -15,6 +15,17 @@ SHARED = ROOT.parent / 'shared'
 ALLOWED_SKIPS = ('shared data absent', 'gpu', 'no launch')
 # Families whose prompts are matched to labels.
 LABELLED = ('segformer', 'fpseg')
+# Words that tests send to any family. One without a text tower knows them as a user would teach
+# it: by aliases.
+TEST_WORDS = {
+    **dict.fromkeys(('heather', 'reed', 'fern', 'mud', 'straw', 'rock', 'salt flat', 'dune',
+                     'first', 'second', 'third', 'a', '🌱', '🌾', '{}', 'x' * 9_000,
+                     *(f'new ground {index}' for index in range(8)),
+                     *(f'flood {index}' for index in range(60))), ('grass', 'soil')),
+    **dict.fromkeys(('ice', 'snow', 'wave', 'pond', 'lava', 'fire', 'gorge', 'reef', 'other', 'b',
+                     '🌊🏠', '{0}', *(f'new danger {index}' for index in range(8)),
+                     *(f'thing {index}' for index in range(255))), ('water', 'tree')),
+}
 
 
 def pytest_configure() -> None:
@@ -108,6 +119,8 @@ def make_random_bundle(tokenizer_json: Path, tmp_path_factory: pytest.TempPathFa
         if not path.is_dir():
             # Families with labels of their own know DOVESEI's words by these.
             aliases = read_aliases(ROOT / 'config' / 'aliases_demo.yaml')
+            if family == 'fpseg':
+                aliases = {**TEST_WORDS, **aliases}
             export_bundle(random_network(family), path, name='random', source='random weights',
                           licence='Apache-2.0', tokenizer_json=tokenizer_json, storage='fp16',
                           aliases=aliases if family in LABELLED else None)

@@ -165,7 +165,6 @@ class Backend(ABC):
         keeps_codes: whether prompt codes may be kept on disk, for the same model.
         decodes_in_order: whether the time for decoding can be limited, and classes be added.
         frame_stages: what every frame needs; all else is loaded when it is first used.
-        text_tower: stage whose runs are counted as those of the text encoder.
         logits_stage: stage that gives what `decode` returns.
         bundle: the model.
         kind: the engine that it runs on.
@@ -176,7 +175,6 @@ class Backend(ABC):
     keeps_codes: ClassVar[bool] = True
     decodes_in_order: ClassVar[bool] = False
     frame_stages: ClassVar[tuple[str, ...]] = ('image_encoder', 'decoder', 'fusion')
-    text_tower: ClassVar[str] = 'text_encoder'
     logits_stage: ClassVar[str] = 'decoder'
 
     def __init__(self, bundle: Bundle, kind: EngineKind) -> None:
@@ -214,7 +212,7 @@ class Backend(ABC):
     def run_counts(self) -> RunCounts:
         """Return how often the networks have run."""
         runs = {stage: engine.runs for stage, engine in self._engines.items()}
-        return RunCounts(runs['image_encoder'], runs.get(self.text_tower, 0),
+        return RunCounts(runs['image_encoder'], runs.get('text_encoder', 0),
                          runs.get('decoder', 0) + runs.get(ANSWER, 0))
 
     def activate(self) -> None:
@@ -397,11 +395,13 @@ class Backend(ABC):
             EngineError: the network fails.
             Cancelled: the caller has lost interest.
         """
+        runs = -(-len(prompts) // (self.kind.decode_group or DECODE_GROUP))
+        size = -(-len(prompts) // runs)
         groups = []
-        for start in range(0, len(prompts), DECODE_GROUP):
+        for start in range(0, len(prompts), size):
             if query.cancelled():
                 raise Cancelled('the work was cancelled before it was done')
-            groups.append(self.decode(image, prompts[start:start + DECODE_GROUP]))
+            groups.append(self.decode(image, prompts[start:start + size]))
         if len(groups) == 1:
             return groups[0]
         return np.concatenate([self.to_host(logits) for logits in groups])

@@ -116,7 +116,10 @@ class SegformerBackend(TextBackend):
         return positive_probability(logits, self.weights(prompts, is_positive) > 0)
 
     def label_map(self, image: ImageCode, size: tuple[int, int]) -> LabelMap:
-        """Return the likeliest label of each pixel, resized and chosen on the device."""
+        """Return the likeliest label of each pixel; the logits are resized, on the device."""
+        if self.kind.device == 'cpu':
+            # A tenth of the time of two matrix products, whose matrices are nearly empty.
+            return LabelMap(resized_labels(self.to_host(image), size), self.config.labels)
         rows, cols = blur_and_resize_matrices(self.config.logits_side, *size, 1)
         engine = self.engine('labels')
         outputs = engine.infer({'code': image, 'rows': rows, 'cols': cols})
@@ -153,6 +156,22 @@ class SegformerBackend(TextBackend):
         code = np.zeros(len(self.config.labels), np.float32)
         code[list(labels)] = 1
         return code
+
+
+def resized_labels(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the likeliest labels of logits that are resized on the host.
+
+    Args:
+        logits: float32 [L, s, s].
+        size: (height, width) of the result.
+
+    Returns:
+        uint8 [H, W].
+    """
+    import cv2
+
+    full = cv2.resize(np.ascontiguousarray(logits.transpose(1, 2, 0)), size[::-1])
+    return full.argmax(-1).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)

@@ -63,7 +63,7 @@ def write_model(model: 'nn.Module', folder: Path, *, graphs: bool,
         from blabberseg_ros.models.export import export_bundle
 
         export_bundle(model, folder, name=name, source=_SOURCE, licence=_LICENCE,
-                      tokenizer_json=tokenizer_json)
+                      tokenizer_json=tokenizer_json, int8=True)
         return True
     from safetensors.torch import save_file
 

@@ -4,17 +4,20 @@
 import argparse
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 
 from blabberseg_ros.bench import machine, records
 from blabberseg_ros.bundle import find_bundle, load_bundle
-from blabberseg_ros.cli import bench_lseg
+from blabberseg_ros.cli import bench_lseg, bench_segformer
 from blabberseg_ros.errors import ParameterError
 
 _RESULTS = Path('benchmarks/results')
 _BATCH = 64
+# Families with a table of their own.
+_TABLES: dict[str, Callable[[argparse.Namespace], int] | None] = {
+    'clipseg': None, 'lseg': bench_lseg.run, 'segformer': bench_segformer.run}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -39,14 +42,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument('--out', type=Path, default=_RESULTS, metavar='FOLDER|FILE.csv',
                         help='where to write (default: %(default)s)')
     parser.add_argument('--commit', help='commit to record, where there is no git')
+    parser.add_argument('--backend', choices=tuple(_TABLES), default='clipseg',
+                        help='family to measure; lseg prints image size by stage by engine, '
+                             'segformer B4 at 512 pixels (default: %(default)s)')
     bench_lseg.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the CSV and the plot, print a table."""
-    if arguments.backend == bench_lseg.BACKEND:
-        return bench_lseg.run(arguments)
+    table = _TABLES[arguments.backend]
+    if table is not None:
+        return table(arguments)
     from blabberseg_ros.bench.model import make_model
     from blabberseg_ros.bench.plot import write_plot
     from blabberseg_ros.bench.run import Plan, jobs_for, needs_graphs, run_jobs

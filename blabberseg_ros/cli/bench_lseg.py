@@ -4,7 +4,7 @@
 import argparse
 import importlib.util
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +27,6 @@ _SIZES_PX = (260, 390, 520, 650, 780, 910)
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that this table has of its own."""
     group = parser.add_argument_group('LSeg')
-    group.add_argument('--backend', choices=('clipseg', BACKEND), default='clipseg',
-                       help='family to measure; lseg prints image size by stage by engine '
-                            '(default: %(default)s)')
     group.add_argument('--sizes', type=int, nargs='+', default=_SIZES_PX, metavar='PX',
                        help='of lseg: squares to measure, rounded to multiples of 32 (default: '
                             '260 390 520 650 780 910)')
@@ -41,7 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
     from blabberseg_ros.bench.model import make_model
 
     limits = Limits(5, 2.0) if arguments.quick else Limits()
-    now = datetime.now(timezone.utc)
     rows: list[records.Row] = []
     with tempfile.TemporaryDirectory(prefix='blabberseg-bench-') as folder:
         if arguments.bundle:
@@ -58,13 +54,19 @@ def run(arguments: argparse.Namespace) -> int:
             print(f'{row.engine} {row.precision}, {row.input}, {row.scenario}: {row.p50_ms:.2f} '
                   'ms', flush=True)
             rows.append(row)
+    return finish(arguments, bundle, rows, table(rows, arguments.sizes))
+
+
+def finish(arguments: argparse.Namespace, bundle: Bundle, rows: Sequence[records.Row],
+           lines: Sequence[str]) -> int:
+    """Print a family's table and write its rows; return the exit code."""
     if not rows:
         print('nothing could be measured; `blabberseg doctor` tells what is missing')
         return 1
-    print('\n'.join(table(rows, arguments.sizes)))
-    out = arguments.out
+    print('\n'.join(lines))
+    now, out = datetime.now(timezone.utc), arguments.out
     if out.suffix != '.csv':
-        out /= f'lseg-{now:%Y-%m-%d-%H%M}.csv'
+        out /= f'{bundle.manifest.family}-{now:%Y-%m-%d-%H%M}.csv'
     records.write_rows(out, records.Run(
         now.isoformat(timespec='seconds'), arguments.commit or machine.commit(),
         machine.threads(), bundle.manifest.name, machine.versions()), rows)
@@ -77,7 +79,7 @@ def _measure(bundle: Bundle, arguments: argparse.Namespace,
     """Measure the plain network and every engine; one that fails is named and left out."""
     from blabberseg_ros.bench.lseg_table import measure_engine, measure_plain
 
-    kinds = _kinds(arguments, bundle)
+    kinds = chosen_kinds(arguments, bundle)
     prompts = default_prompts()
     if not arguments.no_baselines and importlib.util.find_spec('torch') is not None:
         devices = dict.fromkeys(kind.device for kind in kinds)
@@ -90,7 +92,8 @@ def _measure(bundle: Bundle, arguments: argparse.Namespace,
             print(f'{kind.name} is left out: {error}', flush=True)
 
 
-def _kinds(arguments: argparse.Namespace, bundle: Bundle) -> list[EngineKind]:
+def chosen_kinds(arguments: argparse.Namespace, bundle: Bundle) -> list[EngineKind]:
+    """Return the engines that are named, or all that can be used."""
     from blabberseg_ros.parity.variants import Variant, kind_of
 
     if arguments.engine:

@@ -50,6 +50,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     group.add_argument('--widths', type=int, nargs=3, metavar=('MIN', 'OPT', 'MAX'),
                        default=_numbers(default.image_sizes[0].widths),
                        help='range of image widths in pixels (default: %(default)s)')
+    group.add_argument('--input-sizes', type=int, nargs=3, metavar=('MIN', 'OPT', 'MAX'),
+                       default=_numbers(default.input_sizes),
+                       help='sides of what images are stretched to, of models that take any size '
+                            '(LSeg: multiples of 32; default: %(default)s)')
     _add_builder_options(parser.add_argument_group('builder'), default)
     parser.set_defaults(run=run)
 
@@ -98,6 +102,7 @@ def _options(arguments: argparse.Namespace) -> BuildOptions:
         sizes = (ImageRange(Range(*arguments.heights), Range(*arguments.widths)),)
     return BuildOptions(
         precision=arguments.precision, prompts=Range(*arguments.prompts), image_sizes=sizes,
+        input_sizes=Range(*arguments.input_sizes),
         workspace_mib=arguments.workspace_mib, optimisation_level=arguments.optimisation_level,
         timing_cache=arguments.timing_cache, sparse=arguments.sparse,
         version_compatible=arguments.version_compatible,
@@ -114,7 +119,7 @@ def _fixed_size(text: str) -> ImageRange:
 def _stages(bundle: Bundle, wanted: list[str] | None) -> list[str]:
     # Graphs named STAGE_PRECISION are variants of a stage, not stages.
     stages = [name for name in bundle.manifest.graphs
-              if name.rpartition('_')[2] not in PRECISIONS]
+              if name.rpartition('_')[2] not in (*PRECISIONS, 'int8')]
     for name in wanted or ():
         if name not in stages:
             raise ParameterError(f'the bundle has no stage {name!r}; it has {", ".join(stages)}')

@@ -26,6 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
                              '(default: as it was)')
     parser.add_argument('--storage', choices=('fp32', 'fp16'), default='fp32',
                         help='type of the stored matrices (default: %(default)s)')
+    parser.add_argument('--int8', action='store_true',
+                        help='add a graph on 8-bit integers for the engine onnxruntime-cpu-int8')
     parser.add_argument('--aliases', type=Path, metavar='FILE',
                         help='YAML file with other words for the labels (default: as they were)')
     parser.set_defaults(run=run)
@@ -54,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                   storage=arguments.storage,
                   vocabulary=tuple(bundle.vocabulary) if bundle.vocabulary else None,
                   aliases=aliases,
-                  card=card.read_text(encoding='utf-8') if card.is_file() else None)
+                  card=card.read_text(encoding='utf-8') if card.is_file() else None,
+                  int8=arguments.int8)
     print(f'{folder}: {model.config.title} {manifest.variant}, {model.config.input_size_px} px')
     return 0

@@ -45,8 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         'segment', help='write masks and overlays of images, a folder or a video',
         description='Writes NAME_mask.png (255 safe, 0 not), NAME_overlay.png and heatmaps.csv; '
-                    'for a video the overlay is a video as well. Of models with labels of their '
-                    'own NAME_labels.png as well, coloured, with a legend. Exit code 1 if a frame could '
+                    'for a video the overlay is a video as well. Models with labels of their own '
+                    'add NAME_labels.png, coloured, with a legend. Exit code 1 if a frame could '
                     'not be read or segmented; the latter gets a black mask.')
     parser.add_argument('input', type=Path, metavar='IMAGE|VIDEO|FOLDER')
     parser.add_argument('--out', type=Path, default=Path('heatmaps'), metavar='FOLDER',

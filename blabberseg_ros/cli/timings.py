@@ -7,8 +7,8 @@
     inference     from the bytes of the image to the label logits
     postprocess   from the logits to a coloured overlay with its legend
 
-Beside the last stands that program's way, on the same logits: the label of each pixel of the small
-map, its colour, and the colours resized, all on the CPU.
+Beside the last stand two ways on the CPU, on the same logits: that program's own, which chooses on
+the small map and resizes the colours, and the one that gives our labels, which resizes the logits.
 """
 
 import time
@@ -18,8 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from blabberseg_ros.backends.segformer import resized_labels
 from blabberseg_ros.errors import ImageError, ParameterError
-from blabberseg_ros.label_picture import side_by_side, voc_colours
+from blabberseg_ros.label_picture import voc_colours
 from blabberseg_ros.segmenter import Segmenter
 
 REPEATS = 10
@@ -44,9 +45,11 @@ def print_timings(segmenter: Segmenter, path: Path) -> None:
                              f'{segmenter.bundle.manifest.name} has none')
     logits = backend.to_host(code)
 
+    names = found.names
+
     def ours() -> object:
         labels = backend.label_map(code, size)
-        return labels and side_by_side(image, labels.labels, labels.names, fixed=True)
+        return labels and overlay_with_legend(image, labels.labels, names)
 
     segmenter.deactivate()
     deserialise_ms = _median_ms(segmenter.backend.activate, 1)
@@ -58,34 +61,47 @@ def print_timings(segmenter: Segmenter, path: Path) -> None:
         # The copy to the host waits for the device; it is part of the figure.
         ('inference', _median_ms(lambda: backend.to_host(backend.encode_image(image)))),
         ('postprocess', _median_ms(ours)),
-        ('postprocess on the CPU', _median_ms(lambda: plain_overlay(image, logits))))
+        ('  label map alone', _median_ms(lambda: backend.label_map(code, size))),
+        ('CPU, logits resized', _median_ms(
+            lambda: overlay_with_legend(image, resized_labels(logits, size), names))),
+        ('CPU, colours resized', _median_ms(lambda: resized_colours(image, logits, names))))
     print(f'\n{segmenter.engine_name} {segmenter.precision}, {path.name}, {size[1]}x{size[0]}, '
           f'median of {REPEATS}')
     for name, value in figures:
         print(f'  {name:24} {value:9.2f} ms')
 
 
-def plain_overlay(image: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Return an overlay as segformer_jetson_nano makes it, on the CPU.
-
-    Labels are chosen on the small map and their colours are resized, so that borders show colours
-    of neither side. Its legend lists every label.
+def overlay_with_legend(image: np.ndarray, labels: np.ndarray,
+                        names: tuple[str, ...]) -> np.ndarray:
+    """Return an image in the colours of its labels, with the legend of that program on top.
 
     Args:
         image: uint8 [H, W, 3], RGB.
-        logits: float32 [L, s, s].
+        labels: uint8 [H, W].
+        names: of all labels.
 
     Returns:
         uint8 [H, W, 3], RGB.
     """
-    colours = voc_colours(len(logits))
-    small = colours[logits.argmax(0)]
-    full = cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    picture = cv2.addWeighted(image, 0.5, full, 0.5, 0.0)
-    for index, colour in enumerate(colours):
+    return _blended(image, voc_colours(len(names))[labels], names)
+
+
+def resized_colours(image: np.ndarray, logits: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Return an overlay as segformer_jetson_nano makes it.
+
+    Labels are chosen on the small map and their colours are resized, so that borders show colours
+    of neither side.
+    """
+    small = voc_colours(len(names))[logits.argmax(0)]
+    return _blended(image, cv2.resize(small, image.shape[1::-1]), names)
+
+
+def _blended(image: np.ndarray, colours: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    picture = cv2.addWeighted(image, 0.5, colours, 0.5, 0.0)
+    for index, (name, colour) in enumerate(zip(names, voc_colours(len(names)), strict=True)):
         top = 20 * index
         cv2.rectangle(picture, (0, top), (20, top + 20), tuple(map(int, colour)), cv2.FILLED)
-        cv2.putText(picture, f'label (ID: {index})', (22, top + 15), cv2.FONT_HERSHEY_SIMPLEX,
+        cv2.putText(picture, f'{name} (ID: {index})', (22, top + 15), cv2.FONT_HERSHEY_SIMPLEX,
                     0.5, (255, 255, 255), 1)
     return picture
 

@@ -34,10 +34,12 @@ class LanderOptions:
         radius_m: radius of the safe ground that a spot needs.
         search_height_m: height that it climbs back to when nothing is safe.
         commit_height_m: below it the descent goes on without a spot: a camera that close sees
-            little, and climbing away is no safer than the last metres.
-        transit_height_m: height from which it flies over ground: lower, a tree may stand in the
-            way, which a camera that looks down does not see.
-        align_m: distance that it flies at any height.
+            little, the demonstration model was not trained for it (6 m and more), and climbing
+            away is no safer than the last metres.
+        aim_height_m: below it, it descends only straight above the spot.
+        transit_height_m: below it, it flies only over ground that is known to be safe: a tree
+            may stand in the way, which a camera that looks down does not see.
+        align_m: distance that it flies over any ground.
         max_map_age_s: without a heatmap for so long it hovers.
         patience_s: without a spot for so long it looks elsewhere.
         tour_step: how much farther out, in shares of the search height, each round of the search
@@ -51,7 +53,8 @@ class LanderOptions:
 
     radius_m: float = 3.0
     search_height_m: float = 100.0
-    commit_height_m: float = 4.0
+    commit_height_m: float = 8.0
+    aim_height_m: float = 12.0
     transit_height_m: float = 25.0
     align_m: float = 6.0
     max_map_age_s: float = 1.0
@@ -76,6 +79,7 @@ class Situation:
         spot: where to land; None where nothing is known to be safe.
         map_age_s: since the capture of the last frame that was answered.
         landed: it stands.
+        way_is_clear: all the ground on the way to the spot is known to be safe.
     """
 
     now_s: float
@@ -85,6 +89,7 @@ class Situation:
     spot: Spot | None
     map_age_s: float
     landed: bool
+    way_is_clear: bool = False
 
 
 class Lander:
@@ -121,7 +126,7 @@ class Lander:
         committed = self.phase is Phase.COMMITTED or now.height_m <= options.commit_height_m
         if committed and self.phase in (Phase.DESCENDING, Phase.COMMITTED):
             self.phase = Phase.COMMITTED
-            return 0.0, 0.0, -options.touchdown_m_s
+            return 0.0, 0.0, -self._sink_m_s(now.height_m)
         if now.spot is None:
             return self._search(now)
         self._without_spot_since_s, self._stop_until_s = None, math.inf
@@ -131,7 +136,7 @@ class Lander:
         """Go there, and down as soon as the spot lies within a cone below."""
         options = self._options
         distance_m = spot.distance_m(now.x_m, now.y_m)
-        if distance_m > options.align_m and self._too_low(now):
+        if distance_m > options.align_m and self._too_low(now) and not now.way_is_clear:
             self.phase = Phase.APPROACHING
             return 0.0, 0.0, options.climb_m_s
         speed = min(options.speed_m_s, 0.8 * distance_m)
@@ -139,8 +144,7 @@ class Lander:
         east, north = share * (spot.x_m - now.x_m), share * (spot.y_m - now.y_m)
         inside = distance_m <= self._reach_m(now.height_m)
         self.phase = Phase.DESCENDING if inside else Phase.APPROACHING
-        sink = min(options.sink_m_s, max(options.touchdown_m_s, 0.4 * now.height_m))
-        return east, north, -sink if inside else 0.0
+        return east, north, -self._sink_m_s(now.height_m) if inside else 0.0
 
     def _search(self, now: Situation) -> Velocity:
         """Hover a moment, then climb back and look around."""
@@ -164,6 +168,11 @@ class Lander:
         speed = min(options.speed_m_s, 0.8 * distance_m) / max(distance_m, 1e-6)
         return speed * east_m, speed * north_m, up
 
+    def _sink_m_s(self, height_m: float) -> float:
+        """Return how fast to go down; slower near the ground."""
+        options = self._options
+        return min(options.sink_m_s, max(options.touchdown_m_s, 0.4 * height_m))
+
     def _reach_m(self, height_m: float) -> float:
         """Return how far beside the spot it may descend.
 
@@ -171,7 +180,7 @@ class Lander:
         below, and so must, at the transit height, what is near enough to be aligned with.
         """
         options = self._options
-        if height_m <= 3.0 * options.commit_height_m:
+        if height_m <= options.aim_height_m:
             return max(0.7, 0.1 * height_m)
         return options.align_m + 0.5 * max(0.0, height_m - options.transit_height_m)
 

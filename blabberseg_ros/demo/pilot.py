@@ -34,6 +34,7 @@ class Pilot:
         self._lander = Lander(options, (start_m[0], start_m[1]))
         self._last_answer_s = float('-inf')
         self._trusts = False
+        self._way_is_clear = False
         self._last_target: Spot | None = None
         self._nadir_m: float | None = None
 
@@ -53,6 +54,8 @@ class Pilot:
         if self.phase in (Phase.COMMITTED, Phase.LANDED):
             return
         self.spot = self._ground.best_spot(view.x_m, view.y_m, self._options.radius_m, self.spot)
+        self._way_is_clear = self.spot is not None and self._ground.clear_way(
+            view.x_m, view.y_m, self.spot)
         self._note_replan(captured_s, view)
 
     def see_depth(self, depth_m: np.ndarray, view: Viewpoint) -> None:
@@ -77,7 +80,7 @@ class Pilot:
         height_m = z_m if self._nadir_m is None else self._nadir_m
         velocity = self._lander.velocity(Situation(
             now_s, x_m, y_m, height_m, self.spot if self._trusts else None,
-            now_s - self._last_answer_s, landed))
+            now_s - self._last_answer_s, landed, self._way_is_clear))
         self._flight.track.append(Fix(now_s, position_m, self.phase.value))
         return velocity
 

@@ -22,6 +22,10 @@ _ENOUGH_CLEARANCE_M = 10.0
 _WAY_COST = 0.08
 # The spot that is being flown to is left only for one that is better by so many metres.
 _LOYALTY_M, _LOYAL_WITHIN_M = 2.5, 5.0
+# What has been looked at from near is not called safe from farther away than this many times.
+_FARTHER = 1.5
+# Safe ground on both sides of a way that is flown low.
+_WAY_CLEARANCE_M = 1.0
 # Steps of the ground that an undercarriage does not stand on, and where they are looked for.
 _STEP_M, _STEP_WINDOW_M = 0.5, 1.5
 
@@ -87,13 +91,19 @@ class GroundMap:
         self._west_m, self._north_m = x_m - side_m / 2, y_m + side_m / 2
         self._score = np.zeros((cells, cells), np.float32)
         self._rough = np.zeros((cells, cells), bool)
+        # The smallest height from which each cell has been seen.
+        self._seen_from_m = np.full((cells, cells), np.inf, np.float32)
 
     def forget(self) -> None:
         """Forget what was safe, because the question has changed."""
         self._score[:] = 0.0
+        self._seen_from_m[:] = np.inf
 
     def add_mask(self, mask: np.ndarray, view: Viewpoint) -> None:
         """Take in a mask.
+
+        What a look from near has called unsafe stays so when it is seen from far: the vehicle
+        would come back to it again and again.
 
         Args:
             mask: uint8 [H, W], above 0 where it is safe.
@@ -103,7 +113,10 @@ class GroundMap:
         if laid is None:
             return
         window, safe = laid
-        self._score[window] += _GAIN * (safe - self._score[window])
+        change = _GAIN * (safe - self._score[window])
+        far = view.height_m > _FARTHER * self._seen_from_m[window]
+        self._score[window] += np.where(far, np.minimum(change, 0.0), change)
+        self._seen_from_m[window] = np.minimum(self._seen_from_m[window], view.height_m)
 
     def add_depth(self, depth_m: np.ndarray, view: Viewpoint, range_m: float) -> None:
         """Take in a depth image: steps in the ground are unsafe whatever the masks say.
@@ -164,6 +177,22 @@ class GroundMap:
         best = int(np.argmax(value))
         return Spot(float(east_m[best]), float(north_m[best]),
                     float(clearance_m[rows[best], columns[best]]))
+
+    def clear_way(self, x_m: float, y_m: float, spot: Spot) -> bool:
+        """Return whether the ground is known to be safe all the way to a spot.
+
+        Args:
+            x_m: where the vehicle is, east.
+            y_m: where the vehicle is, north.
+            spot: where it flies to.
+        """
+        steps = np.linspace(0.0, 1.0, 2 + math.ceil(spot.distance_m(x_m, y_m) / CELL_M))
+        columns = np.floor((x_m + steps * (spot.x_m - x_m) - self._west_m) / CELL_M).astype(int)
+        rows = np.floor((self._north_m - y_m - steps * (spot.y_m - y_m)) / CELL_M).astype(int)
+        last = self._score.shape[0] - 1
+        if min(rows.min(), columns.min()) < 0 or max(rows.max(), columns.max()) > last:
+            return False
+        return bool((self.clearance_m()[rows, columns] >= _WAY_CLEARANCE_M).all())
 
     def _point(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the middles of cells: metres east, metres north."""

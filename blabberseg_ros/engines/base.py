@@ -155,6 +155,8 @@ class EngineKind(ABC):
     per_shape = False
     # Whether `auto` passes it over.
     on_request_only = False
+    # Most prompts that share one run of a decoder; None leaves it to the back-end.
+    decode_group: int | None = None
 
     @abstractmethod
     def probe(self) -> Availability:

@@ -22,12 +22,13 @@ class Candidate:
 
 def engine_kinds() -> list[EngineKind]:
     """Return every kind of engine, fastest first."""
-    from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
+    from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCpuInt8
     from blabberseg_ros.engines.onnxruntime_gpu import OnnxRuntimeCuda, OnnxRuntimeTensorRt
     from blabberseg_ros.engines.tensorrt import TensorRt
     from blabberseg_ros.engines.torch_cuda import TorchCuda
 
-    return [TensorRt(), TorchCuda(), OnnxRuntimeTensorRt(), OnnxRuntimeCuda(), OnnxRuntimeCpu()]
+    return [TensorRt(), TorchCuda(), OnnxRuntimeTensorRt(), OnnxRuntimeCuda(),
+            OnnxRuntimeCpuInt8(), OnnxRuntimeCpu()]
 
 
 def candidates(engine: str = AUTO, device: str = AUTO,

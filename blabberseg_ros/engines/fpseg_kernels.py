@@ -65,6 +65,31 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, activate: bo
     return result
 
 
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Tensor:
+    """Run a linear layer, add a residual and apply an exact GELU, in one pass over the result.
+
+    With few channels the layer's time is that of its result's way to memory and back.
+
+    Args:
+        x: [M, K], contiguous.
+        weight: [N, K] of the same type, contiguous.
+        bias: float32 [N].
+        residual: [M, N], contiguous, or None.
+
+    Returns:
+        [M, N] of the type of x.
+    """
+    count, channels = x.shape
+    out = weight.shape[0]
+    result = torch.empty((count, out), dtype=x.dtype, device=x.device)
+    # Small blocks: several programs on a multiprocessor hide the way to memory.
+    rows, columns = 64, 64 if out % 128 else 128
+    _linear_gelu[(triton.cdiv(out, columns), triton.cdiv(count, rows))](
+        x, weight, bias, x if residual is None else residual, result, count, channels, out,
+        HAS_RESIDUAL=residual is not None, ROWS=rows, COLUMNS=columns, CHUNK=64, num_warps=8)
+    return result
+
+
 def attend_in_windows(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
     """Attend among the tokens of each window.
 
@@ -79,12 +104,12 @@ def attend_in_windows(qkv: Tensor, bias: Tensor, heads: int) -> Tensor:
     batch, tokens, triple = qkv.shape
     depth = triple // 3 // heads
     result = torch.empty((batch, tokens, triple // 3), dtype=qkv.dtype, device=qkv.device)
-    rows = 64
+    rows, keys = 64, max(triton.next_power_of_2(tokens), 16)
     _attend[(triton.cdiv(tokens, rows), heads, batch)](
         qkv, qkv, qkv, bias, result, tokens, tokens, depth ** -0.5, tokens * triple, triple,
         3 * depth, tokens * triple, triple, 3 * depth, depth, 2 * depth, 0, tokens * tokens,
-        tokens, heads * depth, DEPTH=depth, ROWS=rows, KEYS=triton.next_power_of_2(tokens),
-        HAS_BIAS=True)
+        tokens, heads * depth, DEPTH=depth, ROWS=rows, KEYS=keys, HAS_BIAS=True,
+        num_warps=8 if keys > 128 else 4)
     return result
 
 
@@ -251,3 +276,28 @@ def _attend_part(query, key, value, sums, peaks, totals, batches, queries, keys,
     tl.store(peaks + place, peak, mask=known)
     tl.store(totals + place, total, mask=known)
     tl.store(sums + place[:, None] * DEPTH + depth[None, :], found, mask=known[:, None])
+
+
+@triton.jit
+def _linear_gelu(x, weight, bias, residual, result, count, channels, out,
+                 HAS_RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                 CHUNK: tl.constexpr):
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    known, wanted = row < count, column < out
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, channels, CHUNK):
+        channel = start + tl.arange(0, CHUNK)
+        inside = channel < channels
+        left = tl.load(x + row[:, None] * channels + channel[None, :],
+                       mask=known[:, None] & inside[None, :], other=0.0)
+        right = tl.load(weight + column[None, :] * channels + channel[:, None],
+                        mask=wanted[None, :] & inside[:, None], other=0.0)
+        total = tl.dot(left, right, total)
+    total += tl.load(bias + column, mask=wanted, other=0.0)[None, :]
+    place = row[:, None] * out + column[None, :]
+    seen = known[:, None] & wanted[None, :]
+    if HAS_RESIDUAL:
+        total += tl.load(residual + place, mask=seen, other=0.0).to(tl.float32)
+    total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))
+    tl.store(result + place, total.to(result.dtype.element_ty), mask=seen)

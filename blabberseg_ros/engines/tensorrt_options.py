@@ -17,7 +17,9 @@ MAX_OPTIMISATION_LEVEL = 5
 # Names that our exports give to the dynamic axes.
 PROMPTS, HEIGHT, WIDTH = 'prompts', 'height', 'width'
 # None of these changes the plan's answers or where it runs.
-_NOT_DECIDING = ('precision', 'prompts', 'image_sizes', 'timing_cache')
+_NOT_DECIDING = ('precision', 'prompts', 'image_sizes', 'input_sizes', 'timing_cache')
+# Axes of networks that take any size: sides of their input, and of maps at a half and a quarter.
+_INPUT_SHARES = {'input': 1, 'half': 2, 'quarter': 4}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class BuildOptions:
             without a graph of that precision stay fp32.
         prompts: numbers of prompts.
         image_sizes: sizes of camera images: one range, or several fixed sizes, which run faster.
+        input_sizes: sides of what images are stretched to, of networks that take any size (LSeg).
         workspace_mib: limit of the builder's scratch memory; None leaves it to TensorRT.
         optimisation_level: 0 builds fastest, 5 searches longest.
         timing_cache: file that keeps the builder's measurements for the next build.
@@ -71,6 +74,7 @@ class BuildOptions:
     prompts: Range = Range(1, 13, 64)
     image_sizes: tuple[ImageRange, ...] = (
         ImageRange(heights=Range(16, 480, 1920), widths=Range(16, 640, 1920)),)
+    input_sizes: Range = Range(256, 480, 1024)
     workspace_mib: int | None = None
     optimisation_level: int = 3
     timing_cache: Path | None = None
@@ -152,15 +156,23 @@ def profiles_for(inputs: Sequence[TensorSpec], options: BuildOptions) -> tuple[P
         EngineError: an axis is none that we know.
     """
     axes = {length for spec in inputs for length in spec.shape if isinstance(length, str)}
-    if unknown := sorted(axes - {PROMPTS, HEIGHT, WIDTH}):
+    sides = _input_ranges(options.input_sizes)
+    if unknown := sorted(axes - {PROMPTS, HEIGHT, WIDTH, *sides}):
         raise EngineError(f'the graph has dynamic axes without a known range: '
                           f'{", ".join(unknown)}; export it with fixed ones')
     images = options.image_sizes if axes & {HEIGHT, WIDTH} else options.image_sizes[:1]
     profiles = []
     for image in images:
-        ranges = {PROMPTS: options.prompts, HEIGHT: image.heights, WIDTH: image.widths}
+        ranges = {PROMPTS: options.prompts, HEIGHT: image.heights, WIDTH: image.widths, **sides}
         profiles.append(Profile(tuple(_input_range(spec, ranges) for spec in inputs)))
     return tuple(profiles)
+
+
+def _input_ranges(sizes: Range) -> dict[str, Range]:
+    """Return the ranges of the axes that follow from the sides of a network's input."""
+    return {f'{name}_{side}': Range(sizes.minimum // share, sizes.optimum // share,
+                                    sizes.maximum // share)
+            for name, share in _INPUT_SHARES.items() for side in (HEIGHT, WIDTH)}
 
 
 def _input_range(spec: TensorSpec, ranges: dict[str, Range]) -> InputRange:

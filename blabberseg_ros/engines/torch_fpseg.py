@@ -202,13 +202,36 @@ class _Mobile(nn.Module):
 
     def __init__(self, block: MobileBlock | Merging) -> None:
         super().__init__()
-        self.first, self.last = _linear(block.conv1), _linear(block.conv3)
+        self.first, self.last = _Linear(block.conv1), _Linear(block.conv3)
         self.middle = _Depthwise(block.conv2, activate=True)
         self.residual = isinstance(block, MobileBlock)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.last(self.middle(functional.gelu(self.first(x))))
-        return functional.gelu(x + y) if self.residual else y
+        y = self.middle(self.first.with_gelu(x))
+        return self.last.with_gelu(y, x) if self.residual else self.last(y)
+
+
+class _Linear(nn.Module):
+    """A 1 x 1 convolution on [H, W, C]."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, layer: ConvNorm) -> None:
+        super().__init__()
+        self.register_buffer('weight', layer.c.weight.detach().flatten(1).contiguous())
+        self.register_buffer('bias', _bias(layer).detach().float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias.to(x.dtype))
+
+    def with_gelu(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Apply the layer, add a residual and activate."""
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        added = None if residual is None else \
+            residual.reshape(-1, residual.shape[-1]).contiguous()
+        result = fpseg_kernels.linear_gelu(flat, self.weight, self.bias, added)
+        return result.reshape(*x.shape[:-1], -1)
 
 
 class _Block(nn.Module):
@@ -233,15 +256,6 @@ class _Block(nn.Module):
         x = x + from_windows(windows, self.block.window, 1, height, width)[0]
         x = self.local(x)
         return x + self.block.mlp(x)
-
-
-def _linear(layer: ConvNorm) -> nn.Linear:
-    """Return a 1 x 1 convolution as a linear layer."""
-    out, channels = layer.c.weight.shape[:2]
-    linear = nn.Linear(channels, out, device='meta')
-    linear.weight = nn.Parameter(layer.c.weight.detach().flatten(1))
-    linear.bias = nn.Parameter(_bias(layer).detach())
-    return linear
 
 
 def _bias(layer: ConvNorm) -> Tensor:

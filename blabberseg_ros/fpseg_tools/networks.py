@@ -107,7 +107,8 @@ def load_network(path: Path) -> FpSeg:
                 raise BundleError(f'{path} is not a network that `blabberseg fpseg` wrote')
             config = FpSegConfig.from_dict(json.loads(metadata['config']))
             state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        model = FpSeg(config)
+        # A network that came from a bundle has its batch norms folded.
+        model = FpSeg(config, norms=any(name.endswith('running_mean') for name in state))
         model.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise BundleError(f'{path} cannot be read as a network ({error}); write it again') \

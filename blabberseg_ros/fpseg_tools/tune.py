@@ -4,7 +4,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -40,7 +40,7 @@ from blabberseg_ros.fpseg_tools.settings import (
 )
 from blabberseg_ros.fpseg_tools.training_run import Outcome, Recipe, Schedule, run
 from blabberseg_ros.models.fpseg import FpSeg
-from blabberseg_ros.models.fpseg_prompts import write_prompts
+from blabberseg_ros.models.fpseg_prompts import ClassPrompt, write_prompts
 
 BEST = 'best.safetensors'
 BEST_PROMPTS = 'best_prompts.safetensors'
@@ -174,19 +174,15 @@ def tune(settings: TuneSettings) -> Outcome:
 
 def with_classes(model: FpSeg, classes: ClassList, settings: TuneSettings) -> FpSeg:
     """Return the network with prompts for these classes, known or random."""
-    config = replace(model.config, class_names=classes.names, prompt_size=settings.prompt_size)
-    generator = torch.Generator().manual_seed(settings.seed)
-    tokens = torch.randn((len(classes), settings.prompt_size, config.width), generator=generator)
-    state = model.state_dict()
-    if settings.keep_prompts:
-        known = {prompt.name: prompt.tokens for prompt in model.class_prompts()
-                 if len(prompt.tokens) == settings.prompt_size}
-        for row, name in zip(tokens, classes.names, strict=True):
-            if name in known:
-                row.copy_(torch.from_numpy(known[name]))
-    result = FpSeg(config)
-    result.load_state_dict({**state, 'prompt_encoder.prompt_embeddings': tokens})
-    return result.requires_grad_(False).eval()
+    shape = (len(classes), settings.prompt_size, model.config.width)
+    tokens = torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed)).numpy()
+    own = model.class_prompts()
+    known = {prompt.name: prompt.tokens for prompt in own
+             if settings.keep_prompts and len(prompt.tokens) == settings.prompt_size}
+    model.set_class_prompts([
+        ClassPrompt(name, known.get(name, fresh), own[0].dense)
+        for name, fresh in zip(classes.names, tokens, strict=True)])
+    return model.requires_grad_(False).eval()
 
 
 def open_split(folder: Path, frames: tuple[Frame, ...], classes: ClassList, encoder: str,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blabberseg_ros.models.clipseg_config import ClipSegConfig, check_input_size
+from blabberseg_ros.models.text_tower import encode_tokens, exact_ratio, text_cfg
 
 
 class DecoderBlock(nn.Module):
@@ -39,7 +40,11 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens [N, T, width] to tokens of the same shape."""
         x = self.norm1(x + self.self_attn(x))
-        return self.norm2(x + self.linear2(functional.relu(self.linear1(x))))
+        # All tokens in one matrix: ONNX Runtime joins product, bias and ReLU of matrices alone,
+        # and the hidden layer is the largest tensor of the whole network.
+        tokens, width = x.shape[1:]
+        hidden = functional.relu(self.linear1(x.reshape(-1, width)))
+        return self.norm2(x + self.linear2(hidden).reshape(-1, tokens, width))
 
 
 class ClipSeg(nn.Module):
@@ -84,12 +89,7 @@ class ClipSeg(nn.Module):
         Returns:
             Conditionals, float [P, D], not normalised: FiLM needs their length.
         """
-        x = self.token_embedding(tokens) + self.positional_embedding
-        x = self.transformer(x, attn_mask=self.causal_mask)
-        # The end-of-text token has the highest id. What follows is padding, never looked at.
-        end = tokens.argmax(dim=-1)
-        x = x[torch.arange(x.shape[0], device=x.device), end]
-        return self.ln_final(x) @ self.text_projection
+        return encode_tokens(self, tokens)
 
     def film(self, conditional: Tensor) -> tuple[Tensor, Tensor]:
         """Turn conditionals [P, D] into the decoder's FiLM pairs, each [P, r]."""
@@ -239,30 +239,17 @@ def _towers(config: ClipSegConfig) -> CLIP:
             'width': config.vision_width,
             'head_width': config.vision_width // config.vision_heads,
             'layers': config.vision_layers,
-            'mlp_ratio': _ratio(config.vision_mlp, config.vision_width),
+            'mlp_ratio': exact_ratio(config.vision_mlp, config.vision_width),
             # Same weights and names as the default block, but its attention is open_clip's own
             # module: batch-first, and it exports without the detours of torch's.
             'block_type': 'custom',
         },
-        text_cfg={
-            'context_length': config.context_length,
-            'vocab_size': config.vocab_size,
-            'width': config.text_width,
-            'heads': config.text_heads,
-            'layers': config.text_layers,
-            'mlp_ratio': _ratio(config.text_mlp, config.text_width),
-            'block_type': 'custom',
-        },
+        text_cfg=text_cfg(config),
         # The published CLIP was trained with it; open_clip's plain `ViT-B-16` has another GELU.
         quick_gelu=True)
     towers.visual.proj = None
     towers.visual.ln_post = nn.Identity()
     return towers
-
-
-def _ratio(hidden: int, width: int) -> float:
-    """Return the ratio that open_clip multiplies and truncates back to exactly `hidden`."""
-    return (hidden + 0.5) / width
 
 
 def _head(config: ClipSegConfig) -> nn.Module:

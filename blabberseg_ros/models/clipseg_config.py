@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes of a CLIPSeg network, apart from the network so that reading them needs no torch."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from blabberseg_ros.errors import BundleError
+from blabberseg_ros.models.manifest_config import ManifestConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -12,7 +13,7 @@ HEADS = ('simple', 'complex')
 
 
 @dataclass(frozen=True)
-class ClipSegConfig:
+class ClipSegConfig(ManifestConfig):
     """Sizes of a CLIPSeg network; the defaults are those of the published rd64-refined.
 
     Attributes:
@@ -31,6 +32,7 @@ class ClipSegConfig:
         BundleError: on construction, when the sizes do not fit together.
     """
 
+    network: ClassVar[str] = 'CLIPSeg'
     family: ClassVar[str] = 'clipseg'
     title: ClassVar[str] = 'CLIPSeg'
 
@@ -89,32 +91,6 @@ class ClipSegConfig:
         """Return the name of the published variant that these sizes belong to."""
         name = f'rd{self.reduce_dim}'
         return f'{name}-refined' if self.head == 'complex' else name
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a manifest."""
-        return {key: list(value) if isinstance(value, tuple) else value
-                for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> 'ClipSegConfig':
-        """Read the values of a manifest.
-
-        Raises:
-            BundleError: a value is missing, unknown or of no use.
-        """
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            raise BundleError(
-                'the architecture in the manifest is not that of CLIPSeg: missing '
-                f'{sorted(names - set(values)) or "nothing"}, unknown '
-                f'{sorted(set(values) - names) or "nothing"}. Import the bundle again')
-        try:
-            plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                                     for key, value in values.items()}
-            return cls(**plain)
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise BundleError(f'the architecture in the manifest is damaged ({error}); '
-                              'import the bundle again') from error
 
 
 def check_input_size(size_px: int, patch_size_px: int = 16) -> None:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes and class names of an FPSeg network, apart from it so that reading them needs no torch."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from blabberseg_ros.errors import BundleError
 from blabberseg_ros.models.clipseg_config import IMAGENET_MEAN, IMAGENET_STD
+from blabberseg_ros.models.manifest_config import ManifestConfig, tuples
 
 ATTENTION_BIASES = ('live', 'zero')
 FITS = ('squash', 'letterbox')
@@ -105,7 +106,7 @@ _KINDS: dict[str, type[EncoderConfig]] = {'tiny_vit': TinyVitConfig, 'sam_vit': 
 
 
 @dataclass(frozen=True)
-class FpSegConfig:
+class FpSegConfig(ManifestConfig):
     """Sizes of an FPSeg network; the defaults are those of the published MobileSAM variant.
 
     Attributes:
@@ -126,6 +127,7 @@ class FpSegConfig:
         BundleError: on construction, when the sizes do not fit together.
     """
 
+    network: ClassVar[str] = 'FPSeg'
     family: ClassVar[str] = 'fpseg'
     title: ClassVar[str] = 'FPSeg'
 
@@ -185,38 +187,8 @@ class FpSegConfig:
         return next((name for name, known in ENCODERS.items() if known == encoder),
                     self.encoder.kind)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a manifest."""
-        return {key: _plain(value) for key, value in asdict(self).items()}
-
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> 'FpSegConfig':
-        """Read the values of a manifest.
-
-        Raises:
-            BundleError: a value is missing, unknown or of no use.
-        """
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            raise BundleError(
-                'the architecture in the manifest is not that of FPSeg: missing '
-                f'{sorted(names - set(values)) or "nothing"}, unknown '
-                f'{sorted(set(values) - names) or "nothing"}. Import the bundle again')
-        try:
-            encoder = _tuples(values['encoder'])
-            plain = {**_tuples(values), 'encoder': _KINDS[encoder['kind']](**encoder)}
-            return cls(**plain)
-        except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
-            raise BundleError(f'the architecture in the manifest is damaged ({error}); '
-                              'import the bundle again') from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.items()}
+    def typed(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields' values from plain ones, the encoder's sizes as their own class."""
+        encoder = tuples(values['encoder'])
+        return {**tuples(values), 'encoder': _KINDS[encoder['kind']](**encoder)}

@@ -6,6 +6,7 @@ external data, which ONNX Runtime and TensorRT both read.
 """
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from blabberseg_ros.atomic import write_atomically
 from blabberseg_ros.models.half_graphs import convert_to_half
+from blabberseg_ros.models.int8_graphs import convert_to_int8
 
 OPSET = 18
 # Its operators are generic over tensor types, which says nothing about symbolic values.
@@ -70,7 +72,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 
 def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
                  inputs: tuple[Port, ...], outputs: tuple[str, ...], weights: Path,
-                 half: Path | None = None) -> None:
+                 half: Path | None = None, int8: Path | None = None) -> None:
     """Export a module to an ONNX file next to the bundle's weights.
 
     Args:
@@ -82,6 +84,7 @@ def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
         outputs: names of the outputs, in order.
         weights: the bundle's safetensors file, already written.
         half: of the same graph in half precision, if that is wanted.
+        int8: of the same graph on 8-bit integers, if that is wanted.
     """
     dynamic = tuple({axis: torch.export.Dim.DYNAMIC for axis, _ in port.dynamic}
                     for port in inputs)
@@ -102,6 +105,10 @@ def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
         copy = model.clone()
         convert_to_half(copy, learned)
         _save(copy, half)
+    if int8 is not None:
+        copy = model.clone()
+        convert_to_int8(copy, learned)
+        _save(copy, int8)
     _save(model, path)
 
 
@@ -145,7 +152,20 @@ def _attention(query: FLOAT, key: FLOAT, value: FLOAT, attn_mask: FLOAT | None =
     return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
+def _gelu(x: FLOAT, approximate: str = 'none') -> FLOAT:
+    """Write the exact GELU in the order of products that engines fuse into one operator.
+
+    ONNX Runtime leaves the exporter's own order as five passes over the tensor.
+    """
+    if approximate != 'none':
+        raise NotImplementedError('only the exact GELU is exported')
+    error = op.Erf(op.Div(x, op.Constant(value_float=math.sqrt(2))))
+    return op.Mul(op.Mul(x, op.Add(error, op.Constant(value_float=1.0))),
+                  op.Constant(value_float=0.5))
+
+
 _TRANSLATIONS: dict[Callable, Callable] = {
+    torch.ops.aten.gelu.default: _gelu,
     torch.ops.aten.linear.default: _linear,
     torch.ops.aten.scaled_dot_product_attention.default: _attention,
 }

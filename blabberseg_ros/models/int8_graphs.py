@@ -2,8 +2,9 @@
 """An ONNX graph whose products with weights run on 8-bit integers, for CPUs that are fast at them.
 
 Activations are quantised as they come, each tensor by its own range; weights by the largest value
-of each output channel. The weights stay where they are: the graph quantises them from the stored
-ones, which an engine does once, when it loads the graph. Everything else stays float32.
+of each output channel. (A range for each token was tried: it costs more and is no nearer.) The
+weights stay where they are: the graph quantises them from the stored ones, which an engine does
+once, when it loads the graph. Everything else stays float32.
 
 How far the answers of a model survive that depends on its weights; the parity gate decides.
 """
@@ -27,9 +28,9 @@ def convert_to_int8(model: ir.Model, weights: frozenset[str]) -> None:
     quantised: dict[ir.Value, tuple[ir.Value, ...]] = {}
     for node in list(graph):
         matrix = _matrix_of(node, weights)
-        if matrix is None:
+        x, weight = node.inputs[:2] if matrix is not None else (None, None)
+        if matrix is None or x is None or weight is None:
             continue
-        x, weight = node.inputs
         if x not in quantised:
             quantised[x] = _insert(graph, node, 'x', 'DynamicQuantizeLinear', [x], 3)
         if weight not in quantised:
@@ -72,10 +73,12 @@ def _scale_of(graph: ir.Graph, matrix: ir.Value) -> tuple[ir.Value, ir.Value]:
         raise ValueError(f'the weight {matrix.name} has no values')
     largest = np.abs(matrix.const_value.numpy().astype(np.float32)).max(axis=1)
     scale = np.where(largest > 0, largest / _LARGEST, 1).astype(np.float32)
-    return tuple(  # type: ignore[return-value]
-        graph.initializers.setdefault(value.name, value) for value in (
-            ir.val(f'{matrix.name}.scale', const_value=ir.tensor(scale)),
-            ir.val(f'{matrix.name}.zero', const_value=ir.tensor(np.zeros(len(scale), np.int8)))))
+    return (_constant(graph, f'{matrix.name}.scale', scale),
+            _constant(graph, f'{matrix.name}.zero', np.zeros(len(scale), np.int8)))
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    return graph.initializers.setdefault(name, ir.val(name, const_value=ir.tensor(array)))
 
 
 def _insert(graph: ir.Graph, before: ir.Node, name: str, operator: str,

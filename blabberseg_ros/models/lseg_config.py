@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes of an LSeg network, apart from the network so that reading them needs no torch."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 from blabberseg_ros.errors import BundleError
-from blabberseg_ros.models.clipseg_config import IMAGENET_MEAN, IMAGENET_STD
+from blabberseg_ros.models.manifest_config import ManifestConfig
 
 BACKBONES = ('vit', 'resnet')
 # The deepest feature map has a 32nd of the input's sides, and two steps of doubling lead back.
 STRIDE_PX = 32
-# What the exported graph's engines are built for, in pixels.
-MIN_SIZE_PX, MAX_SIZE_PX = 256, 1024
 _BOTTLENECK_EXPANSION = 4
 
 
 @dataclass(frozen=True)
-class LSegConfig:
+class LSegConfig(ManifestConfig):
     """Sizes of an LSeg network; the defaults are those of the published ViT-L/16 (demo_e200).
 
     Attributes:
@@ -37,6 +35,7 @@ class LSegConfig:
         BundleError: on construction, when the sizes do not fit together.
     """
 
+    network: ClassVar[str] = 'LSeg'
     family: ClassVar[str] = 'lseg'
     title: ClassVar[str] = 'LSeg'
 
@@ -101,38 +100,6 @@ class LSegConfig:
             return f'rn{3 * sum(self.resnet_blocks) + 2}'
         size = {1024: 'l', 768: 'b', 384: 's'}.get(self.vision_width, f'{self.vision_width}-')
         return f'vit-{size}{self.patch_size_px}'
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a manifest."""
-        return {key: list(value) if isinstance(value, tuple) else value
-                for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> 'LSegConfig':
-        """Read the values of a manifest.
-
-        Raises:
-            BundleError: a value is missing, unknown or of no use.
-        """
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            raise BundleError(
-                'the architecture in the manifest is not that of LSeg: missing '
-                f'{sorted(names - set(values)) or "nothing"}, unknown '
-                f'{sorted(set(values) - names) or "nothing"}. Import the bundle again')
-        try:
-            plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                                     for key, value in values.items()}
-            return cls(**plain)
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise BundleError(f'the architecture in the manifest is damaged ({error}); '
-                              'import the bundle again') from error
-
-
-def resnet101_config(input_size_px: int = 480) -> LSegConfig:
-    """Return the published ResNet101 (fss_rn101), which wants ImageNet's normalisation."""
-    return LSegConfig(backbone='resnet', input_size_px=input_size_px, mean=IMAGENET_MEAN,
-                      std=IMAGENET_STD)
 
 
 def rounded_size(size_px: int) -> int:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes and labels of a Segformer network, apart from it so that reading them needs no torch."""
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from blabberseg_ros.errors import BundleError
 from blabberseg_ros.models.clipseg_config import IMAGENET_MEAN, IMAGENET_STD
+from blabberseg_ros.models.manifest_config import ManifestConfig
 
 # The deepest stage has a 32nd of the input's sides.
 STRIDE_PX = 32
@@ -17,7 +18,7 @@ LOGITS_STRIDE_PX = 4
 
 
 @dataclass(frozen=True)
-class SegformerConfig:
+class SegformerConfig(ManifestConfig):
     """Sizes of a Segformer network; the defaults are those of B4, labels apart.
 
     Attributes:
@@ -40,6 +41,7 @@ class SegformerConfig:
         BundleError: on construction, when the sizes do not fit together.
     """
 
+    network: ClassVar[str] = 'Segformer'
     family: ClassVar[str] = 'segformer'
     title: ClassVar[str] = 'Segformer'
 
@@ -106,32 +108,6 @@ class SegformerConfig:
             if (self.hidden, self.depths) == (hidden, depths):
                 return name
         return f'w{self.hidden[0]}'
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a manifest."""
-        return {key: list(value) if isinstance(value, tuple) else value
-                for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> 'SegformerConfig':
-        """Read the values of a manifest.
-
-        Raises:
-            BundleError: a value is missing, unknown or of no use.
-        """
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            raise BundleError(
-                'the architecture in the manifest is not that of Segformer: missing '
-                f'{sorted(names - set(values)) or "nothing"}, unknown '
-                f'{sorted(set(values) - names) or "nothing"}. Import the bundle again')
-        try:
-            plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                                     for key, value in values.items()}
-            return cls(**plain)
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise BundleError(f'the architecture in the manifest is damaged ({error}); '
-                              'import the bundle again') from error
 
 
 _SMALL, _LARGE = (32, 64, 160, 256), (64, 128, 320, 512)

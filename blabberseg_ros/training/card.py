@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from blabberseg_ros.training.config import TrainConfig
+from blabberseg_ros.training.config import TrainConfig, worlds_needed
 
 _HEAD = """# {name}
 
@@ -21,10 +21,11 @@ _SAFETY_TITLE = '## Safe and unsafe ground'
 _SAFETY = """
 {title}
 
-{prompts}, no blur, a pixel is safe above a probability of {threshold:.3f}
-(chosen on the validation worlds). Test worlds have seeds of their own; the held-out family has a
-layout and textures that training never saw. Real frames are hand-labelled, averaged within a video
-first; there the figures are a report, not a promise.
+{prompts}.
+No blur; a pixel is safe above a probability of {threshold:.3f} (chosen on the validation worlds).
+Test worlds have seeds of their own; the held-out family has a layout and textures that training
+never saw. Real frames are hand-labelled, averaged within a video first; there the figures are a
+report, not a promise.
 
 | views | number | IoU safe | IoU unsafe |
 |---|---|---|---|
@@ -37,11 +38,11 @@ _OBEDIENCE = """
 One prompt a class; one class alone is moved from positive to negative. Columns: mean probability
 on that class's pixels before and after, and the share of its safe pixels that turn unsafe. Safe
 means above {service}, the service's default, or above {chosen}, chosen on the validation worlds.
-{unseen}Views of both kinds of test worlds, from 12 to 100 m; pixels at borders and of thin things
-count as all others.
+Views of both kinds of test worlds, from 12 to 100 m; pixels at borders and of thin things count as
+all others.{unseen}
 
 """
-_UNSEEN = '"Unseen" is the worst of three phrases that training never showed. '
+_UNSEEN = ' "Unseen" is the worst of three phrases that training never showed.'
 _VIEWS = {'validation': 'validation worlds', 'test': 'test worlds, known families',
           'held_out': 'test worlds, held-out family', 'real': 'real frames'}
 
@@ -58,10 +59,11 @@ def write_card(name: str, title: str, architecture: str, language: str, config: 
         config: of the training run.
         metrics: what `judging.judge` measured; None: not measured yet.
     """
+    worlds = config.worlds.skip + worlds_needed(config.optimiser.steps - 1, config)
     text = _HEAD.format(
         name=name, title=title, architecture=architecture, language=language,
-        worlds=config.worlds.skip + config.worlds.train, seed=config.seed,
-        steps=config.all_steps, batch_size=config.optimiser.batch_size)
+        worlds=worlds, seed=config.seed, steps=config.all_steps,
+        batch_size=config.optimiser.batch_size)
     if metrics is None:
         return text + '\nNot measured yet: run `blabberseg evaluate-demo`.\n'
     return text + tables(metrics)

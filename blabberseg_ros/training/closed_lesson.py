@@ -2,12 +2,13 @@
 """What families with a fixed list of classes share in training."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from blabberseg_ros.sim.classes import SAFE
+from blabberseg_ros.sim.classes import SAFE, UNKNOWN
 from blabberseg_ros.training.config import TrainConfig
 from blabberseg_ros.training.evaluation import CLASS_IDS
 from blabberseg_ros.training.family import Family
@@ -23,9 +24,9 @@ class ClosedFamily(Family):
     @property
     def language(self) -> str:
         """Return for the card what can be asked for."""
-        return (f'it knows the {len(CLASS_NAMES)} classes {", ".join(CLASS_NAMES)},\n  and no '
-                'words. Other names for them stand in `aliases.yaml`; what is not there is '
-                'refused by name')
+        first, second = (', '.join(names) for names in (CLASS_NAMES[:6], CLASS_NAMES[6:]))
+        return (f'it knows {len(CLASS_NAMES)} classes ({first},\n  {second}) and no words. Other '
+                'names for them\n  stand in `aliases.yaml`; what is not there is refused by name')
 
     def vocabulary_files(self) -> dict[str, Any]:
         """Return other names for the classes."""
@@ -45,32 +46,44 @@ class ClosedLesson:
         Args:
             config: of the run.
             device: of the network.
-            background: whether a logit of 0 joins the classes, which stands for none of them.
+            background: whether a logit of 0 joins the classes that were asked for; it stands for
+                all others, and for unsafe ground.
         """
         self._config = config
         self._device = device
         self._background = background
         self.helpers: nn.Module = nn.Module()
-        covers = torch.zeros((len(CLASS_NAMES) + background, CLASS_COUNT), dtype=torch.bool)
-        positive = torch.zeros(len(covers), dtype=torch.bool)
+        self._covers = torch.zeros((len(CLASS_NAMES), CLASS_COUNT), dtype=torch.bool)
         for row, name in enumerate(CLASS_NAMES):
-            covers[row, CLASS_IDS[name]] = True
-            positive[row] = CLASS_IDS[name] in SAFE
-        self._covers, self._positive = covers.to(device), positive.to(device)
+            self._covers[row, CLASS_IDS[name]] = True
+        self._positive = torch.tensor([CLASS_IDS[name] in SAFE for name in CLASS_NAMES])
         self._upsampling = SparseUpsampling(align_corners=False)
 
-    def compare(self, logits: Tensor, labels: Tensor, class_weights: Tensor,
-                rng: random.Random) -> Losses:
-        """Compare logits [B, classes, h, h] with labels, int64 [B, S, S]."""
+    def compare(self, logits: Tensor, asked: Sequence[int], labels: Tensor,
+                class_weights: Tensor, rng: random.Random) -> Losses:
+        """Compare logits with the truth.
+
+        Args:
+            logits: float [B, N, h, h].
+            asked: index of the class of each of the N logits.
+            labels: int64 [B, S, S], class ids.
+            class_weights: float32 [C].
+            rng: of this update.
+        """
         config = self._config.loss
+        covers, positive = self._covers[list(asked)], self._positive[list(asked)]
         if self._background:
             logits = torch.cat((logits, torch.zeros_like(logits[:, :1])), dim=1)
+            others = ~covers.any(0, keepdim=True)
+            others[:, UNKNOWN] = False
+            covers = torch.cat((covers, others))
+            positive = torch.cat((positive, positive.new_zeros(1)))
+        targets = Targets(*(
+            values.to(self._device, non_blocking=True).expand(len(labels), *values.shape)
+            for values in (covers, positive, torch.ones_like(positive))))
         rows, columns = (slice(rng.randrange(config.stride), None, config.stride)
                          for _ in range(2))
         logits = self._upsampling(logits.float(), labels.shape[-1], rows, columns)
-        batch = len(labels)
-        targets = Targets(*(values.expand(batch, *values.shape) for values in (
-            self._covers, self._positive, torch.ones_like(self._positive))))
         return prompt_losses(
             logits, labels[..., rows, columns], targets, class_weights, config)
 

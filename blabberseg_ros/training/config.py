@@ -167,6 +167,13 @@ class TrainConfig:
         return config_from_dict(content, str(path))
 
 
+def worlds_needed(step: int, config: TrainConfig) -> int:
+    """Return how many worlds an update draws from; it depends on the step alone."""
+    worlds = config.worlds
+    ramp = min(step / max(worlds.ramp_steps, 1), 1.0)
+    return min(worlds.train, worlds.first + int(ramp * max(worlds.train - worlds.first, 0)))
+
+
 def config_from_dict(content: Any, where: str) -> TrainConfig:
     """Read nested mappings, as YAML or JSON give them.
 

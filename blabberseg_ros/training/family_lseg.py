@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of the demonstration LSeg."""
 
-import copy
 import random
 from typing import Any
 
@@ -9,13 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blabberseg_ros.models.folding import fold_batch_norms
 from blabberseg_ros.models.lseg import LSeg
 from blabberseg_ros.models.lseg_config import LSegConfig
 from blabberseg_ros.text import Tokenizer
 from blabberseg_ros.training.auxiliary import MapReadOut, TextReadOut
 from blabberseg_ros.training.config import TrainConfig
-from blabberseg_ros.training.family import compiled
+from blabberseg_ros.training.family import compiled, folded
 from blabberseg_ros.training.losses import Losses, prompt_losses
 from blabberseg_ros.training.open_words import OpenFamily, warm_token_embedding
 from blabberseg_ros.training.prompt_batch import PromptBatches
@@ -87,9 +85,7 @@ class LSegFamily(OpenFamily):
 
     def finished(self, model: nn.Module) -> LSeg:
         """Return a copy without batch norms."""
-        model = copy.deepcopy(model)
-        fold_batch_norms(model)
-        return model  # type: ignore[return-value]
+        return folded(model)  # type: ignore[return-value]
 
     def lesson(self, model: LSeg, config: TrainConfig, device: torch.device) -> LSegLesson:
         """Prepare the training of a network."""

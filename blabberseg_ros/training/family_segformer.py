@@ -12,6 +12,7 @@ from blabberseg_ros.models.segformer_config import SegformerConfig
 from blabberseg_ros.training.closed_lesson import ClosedFamily, ClosedLesson
 from blabberseg_ros.training.config import TrainConfig
 from blabberseg_ros.training.family import compiled
+from blabberseg_ros.training.labels import CLASS_NAMES
 from blabberseg_ros.training.losses import Losses
 from blabberseg_ros.training.torch_predictor import ClosedPredictor, segformer_share
 
@@ -29,7 +30,7 @@ class SegformerLesson(ClosedLesson):
         """Label each image and compare."""
         with self.autocast():
             logits = self._forward(pixels)
-        return self.compare(logits, labels, class_weights, rng)
+        return self.compare(logits, range(len(CLASS_NAMES)), labels, class_weights, rng)
 
 
 class SegformerFamily(ClosedFamily):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blabberseg_ros.errors import ParameterError
 from blabberseg_ros.training.augment import augment
-from blabberseg_ros.training.config import OptimiserConfig, TrainConfig
+from blabberseg_ros.training.config import OptimiserConfig, TrainConfig, worlds_needed
 from blabberseg_ros.training.family import Family, StepLosses
 from blabberseg_ros.training.losses import class_weights
 from blabberseg_ros.training.prompt_sampler import CLASS_COUNT
@@ -55,13 +55,6 @@ def learning_rate(step: int, config: OptimiserConfig) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
     return config.learning_rate * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-def worlds_needed(step: int, config: TrainConfig) -> int:
-    """Return how many worlds an update draws from; it depends on the step alone."""
-    worlds = config.worlds
-    ramp = min(step / max(worlds.ramp_steps, 1), 1.0)
-    return min(worlds.train, worlds.first + int(ramp * max(worlds.train - worlds.first, 0)))
 
 
 class Trainer:

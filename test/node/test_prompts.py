@@ -4,8 +4,10 @@
 import numpy as np
 import pytest
 from harness import NAME, mask_of, scene, until
+from live_nodes import READING
 from rcl_interfaces.srv import DescribeParameters
 
+from blabberseg_ros.backends.registry import FAMILIES
 from blabberseg_ros.nodes.parameters import HEATMAP_TABLE
 from blabberseg_ros.prompts import DEFAULT_NEGATIVE, DEFAULT_POSITIVE, DEFAULT_TEMPLATE, PromptSet
 
@@ -56,12 +58,24 @@ def test_known_prompts_cost_no_encoding(live):
     assert live.counters()['text_encoder_runs'] == before['text_encoder_runs']
 
 
+@pytest.mark.parametrize('family', READING, scope='session')
 def test_a_long_prompt_is_cut_and_named(live):
     long = 'meadow ' * 100
     response = live.set_prompts([long.strip(), 'lawn'], ['rock'])
     assert response.success
     assert list(response.truncated) == [long.strip()]
     assert 'cut at character' in response.message
+
+
+@pytest.mark.parametrize(
+    'family', [family for family in FAMILIES if family not in READING], scope='session')
+def test_a_name_without_a_class_is_refused_with_the_list(live):
+    before = live.get_prompts()
+    response = live.set_prompts(['grass', 'moon dust'], ['water'])
+    assert response.success is False
+    assert "'moon dust'" in response.message
+    assert 'building, tree, water' in response.message
+    assert live.get_prompts() == before
 
 
 @pytest.mark.parametrize(('positive', 'negative', 'template', 'reason'), [

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from harness import NAME, heatmap_request, mask_of, scene
+from live_nodes import READING
 from ros2_open_voc_landing_heatmap_srv.srv import GetLandingHeatmap
 from sensor_msgs.msg import Image
 
@@ -102,6 +103,7 @@ def test_min_threshold_is_a_floor_for_requests(live):
     assert not mask_of(refused).any()
 
 
+@pytest.mark.parametrize('family', READING, scope='session')
 def test_runs_of_the_encoders(live):
     """Counted inside the engines: what is known is never computed again."""
     live.heatmap(scene(seed=50))
@@ -138,3 +140,7 @@ def test_many_clients_at_once_are_all_answered(live):
     masks = [mask_of(live.finish(future)) for future in futures]
     for request, mask in zip(requests, masks, strict=True):
         np.testing.assert_array_equal(mask, mask_of(live.send(request)))
+
+
+def test_the_executable_expects_its_family(live, family):
+    assert live.get_parameter('backend') == ('auto' if family == 'clipseg' else family)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from blabberseg_ros.bundle import WEIGHTS, load_bundle
 from blabberseg_ros.errors import BundleError
-from blabberseg_ros.models.export import export_bundle
+from blabberseg_ros.models.export import HALF_STAGES, export_bundle
 from blabberseg_ros.models.load_clipseg import load_clipseg
 from blabberseg_ros.models.random_clipseg import random_clipseg
 from blabberseg_ros.models.stages import resize
@@ -134,9 +134,11 @@ def test_the_signatures_are_those_of_the_engines(exported):
                    {'probability': ['height', 'width']}),
     }
     types = {'image': 'tensor(uint8)', 'tokens': 'tensor(int32)'}
-    assert set(bundle.manifest.graphs) == set(STAGES)
-    for stage, (inputs, outputs) in expected.items():
-        session = onnxruntime.InferenceSession(bundle.graph(stage))
+    half = {f'{stage}_fp16' for stage in HALF_STAGES}
+    assert set(bundle.manifest.graphs) == {*STAGES, *half}
+    for name in bundle.manifest.graphs:
+        inputs, outputs = expected[name.removesuffix('_fp16')]
+        session = onnxruntime.InferenceSession(bundle.graph(name))
         assert {port.name: port.shape for port in session.get_inputs()} == inputs
         assert {port.name: port.shape for port in session.get_outputs()} == outputs
         for port in (*session.get_inputs(), *session.get_outputs()):
@@ -151,7 +153,7 @@ def test_each_weight_is_stored_once(exported):
         weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     file = (bundle.folder / WEIGHTS).read_bytes()
     pointed = set()
-    for stage in STAGES:
+    for stage in bundle.manifest.graphs:
         graph = onnx.load(bundle.graph(stage), load_external_data=False).graph
         for tensor in graph.initializer:
             name = tensor.name.removeprefix('model.')

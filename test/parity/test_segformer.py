@@ -175,13 +175,17 @@ def test_the_image_code_is_the_networks(backend, network, height, width):
     assert (got - expected).norm() < 1e-3 * expected.norm()
 
 
-def test_logits_are_resized_before_anything_is_chosen(backend, network):
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_logits_are_resized_before_anything_is_chosen(backend, monkeypatch, device):
     """Compare the label map with logits resized by torch, as transformers does it."""
-    image = frame()
-    code = backend.encode_image(image)
+    # What other devices run is the graph; it runs here as well.
+    monkeypatch.setattr(backend.kind, 'device', device, raising=False)
+    code = backend.encode_image(frame())
     logits = functional.interpolate(torch.from_numpy(np.array(code))[None], (120, 160),
                                     mode='bilinear', align_corners=False)[0]
-    labels = backend.label_map(code, (120, 160)).labels
+    found = backend.label_map(code, (120, 160))
+    assert found.names == backend.config.labels
+    labels = found.labels
     assert (labels.dtype, labels.shape) == (np.uint8, (120, 160))
     best = logits.topk(2, dim=0)
     clear = (best.values[0] - best.values[1] > 1e-4).numpy()

@@ -58,7 +58,8 @@ def test_probability_is_that_of_the_reference(segmenter):
 def test_a_new_frame_with_known_prompts_runs_the_image_encoder_once_and_no_text(segmenter):
     segmenter.encode(PROMPTS)
     counts = counts_of(segmenter, lambda: segmenter.segment(frame(1), PROMPTS))
-    assert counts == RunCounts(image_encoder=1, text_encoder=0, decoder=1)
+    # Thirteen prompts: the CPU decodes at most eight at once.
+    assert counts == RunCounts(image_encoder=1, text_encoder=0, decoder=2)
 
 
 def test_the_same_frame_never_runs_the_image_encoder_again(segmenter):
@@ -191,3 +192,27 @@ def test_inactive_segmenter_says_so(random_bundle, tmp_path):
     segmenter = Segmenter.open(random_bundle, cache_dir=tmp_path)
     with pytest.raises(EngineError, match='activate'):
         segmenter.segment(frame(0), PROMPTS)
+
+
+def test_a_known_prompt_set_costs_no_look_at_its_texts(segmenter, monkeypatch):
+    prompts = PromptSet(('grass', 'grass'), ('roof',), 'a view of {}')
+    first = segmenter.encode(prompts)
+    monkeypatch.setattr(segmenter.backend, 'texts', None)
+    again = segmenter.encode(PromptSet(*(getattr(prompts, name) for name in (
+        'positive', 'negative', 'template'))))
+    assert (again.encoded, again.cached) == (0, 2)
+    assert (again.truncated, again.unseen_words) == (first.truncated, first.unseen_words)
+    assert segmenter.segment(frame(11), prompts).cache_hits.prompts == 2
+
+
+def test_frames_are_told_apart_by_every_pixel_however_they_lie_in_memory(segmenter):
+    image = frame(12)
+    runs = segmenter.run_counts.image_encoder
+    padded = np.zeros((image.shape[0], image.shape[1] + 5, 3), np.uint8)
+    padded[:, :image.shape[1]] = image
+    changed = image.copy()
+    changed[-1, -1, -1] ^= 1
+    for pixels, known in ((image, False), (image.copy(), True),
+                          (padded[:, :image.shape[1]], True), (changed, False), (image, True)):
+        assert segmenter.segment(pixels, PROMPTS).cache_hits.image == known
+    assert segmenter.run_counts.image_encoder == runs + 2

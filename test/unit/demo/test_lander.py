@@ -57,9 +57,12 @@ def test_a_spot_that_turns_unsafe_stops_the_descent(lander):
 
 
 def test_the_last_metres_are_flown_to_the_end(lander):
-    lander.velocity(replace(HIGH, height_m=5.0))
-    assert lander.velocity(replace(HIGH, height_m=3.9)) == (0.0, 0.0, -OPTIONS.touchdown_m_s)
+    lander.velocity(replace(HIGH, height_m=OPTIONS.commit_height_m + 0.1))
+    east, north, up = lander.velocity(replace(HIGH, height_m=OPTIONS.commit_height_m - 0.1))
+    assert (east, north) == (0.0, 0.0)
+    assert up < -OPTIONS.touchdown_m_s
     assert lander.phase is Phase.COMMITTED
+    assert lander.velocity(replace(HIGH, height_m=0.5)) == (0.0, 0.0, -OPTIONS.touchdown_m_s)
     assert lander.velocity(replace(HIGH, height_m=2.0, spot=None))[2] < 0
 
 
@@ -69,7 +72,7 @@ def test_it_does_not_commit_to_what_it_was_not_descending_to(lander):
 
 
 def test_near_the_ground_it_aligns_first(lander):
-    beside = replace(HIGH, height_m=8.0, spot=Spot(2.0, 0.0, 6.0))
+    beside = replace(HIGH, height_m=10.0, spot=Spot(2.0, 0.0, 6.0))
     assert lander.velocity(beside)[2] == 0.0
     assert lander.phase is Phase.APPROACHING
 
@@ -125,6 +128,13 @@ def test_near_the_ground_it_climbs_before_it_flies_elsewhere(lander, spot):
     assert lander.velocity(later) == (0.0, 0.0, OPTIONS.climb_m_s)
     above = replace(later, height_m=OPTIONS.transit_height_m + 0.1, x_m=-20.0)
     assert lander.velocity(above)[0] > 0
+
+
+def test_over_safe_ground_it_flies_low(lander):
+    east, _, up = lander.velocity(replace(
+        HIGH, height_m=8.0, spot=Spot(20.0, 0.0, 6.0), way_is_clear=True))
+    assert east > 0
+    assert up == 0.0
 
 
 @pytest.mark.parametrize('beside_m', [2.0, 10.0, 25.0, 40.0])

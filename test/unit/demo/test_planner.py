@@ -142,3 +142,43 @@ def test_the_share_of_a_view_that_a_disc_covers():
     assert view.share_of(10.0, (400, 400)) == pytest.approx(math.pi * 100 / 200**2)
     assert view.share_of(10.0, (400, 200)) == pytest.approx(math.pi * 100 / (200 * 100))
     assert replace(view, height_m=5.0).share_of(10.0, (400, 400)) > 1.0
+
+
+def test_what_was_unsafe_from_near_is_not_safe_from_far():
+    """Both looks take turns: else the vehicle would come down on the same place for ever."""
+    ground, near = GroundMap(0.0, 0.0), Viewpoint(0.0, 0.0, 8.0, FOCAL)
+    safe, unsafe = np.full((352, 352), 255, np.uint8), np.zeros((352, 352), np.uint8)
+    for _ in range(4):
+        ground.add_mask(safe, HIGH)
+    assert ground.best_spot(0.0, 0.0, 3.0).distance_m(0.0, 0.0) < 1.0
+    for _ in range(4):
+        ground.add_mask(unsafe, near)
+    for _ in range(20):
+        ground.add_mask(safe, HIGH)
+    elsewhere = ground.best_spot(0.0, 0.0, 3.0)
+    assert max(abs(elsewhere.x_m), abs(elsewhere.y_m)) > 5.0
+    for _ in range(4):
+        ground.add_mask(safe, near)  # another look from near is believed
+    assert ground.best_spot(0.0, 0.0, 3.0).distance_m(0.0, 0.0) < 1.0
+
+
+def test_a_new_question_is_asked_of_all_ground_alike():
+    ground = GroundMap(0.0, 0.0)
+    ground.add_mask(np.zeros((352, 352), np.uint8), Viewpoint(0.0, 0.0, 8.0, FOCAL))
+    ground.forget()
+    for _ in range(4):
+        ground.add_mask(np.full((352, 352), 255, np.uint8), HIGH)
+    assert ground.best_spot(0.0, 0.0, 3.0).distance_m(0.0, 0.0) < 1.0
+
+
+def test_a_way_is_clear_where_all_of_it_is_safe():
+    ground = GroundMap(0.0, 0.0)
+    mask = np.full((352, 352), 255, np.uint8)
+    mask[:, 230:250] = 0  # a strip from north to south, 22 to 31 m in the east
+    for _ in range(4):
+        ground.add_mask(mask, HIGH)
+    assert ground.clear_way(0.0, 0.0, Spot(15.0, 40.0, 5.0))
+    assert ground.clear_way(40.0, -50.0, Spot(50.0, 50.0, 5.0))
+    assert not ground.clear_way(0.0, 0.0, Spot(40.0, 0.0, 5.0))
+    assert not ground.clear_way(0.0, 0.0, Spot(0.0, 90.0, 5.0))
+    assert not ground.clear_way(0.0, 0.0, Spot(900.0, 0.0, 5.0))

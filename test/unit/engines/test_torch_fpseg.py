@@ -47,6 +47,12 @@ fpseg_kernels.resize_to_pixels(
     torch.empty(40, 64, 3), pixels)
 close(pixels, resize(image.permute(2, 0, 1).float(), rows, cols).permute(1, 2, 0) * scale - offset)
 """,
+    'linear': """
+x, weight, bias = torch.randn(300, 72), torch.randn(96, 72), torch.randn(96)
+wanted, residual = functional.linear(x, weight, bias), torch.randn(300, 96)
+close(fpseg_kernels.linear_gelu(x, weight, bias, None), functional.gelu(wanted))
+close(fpseg_kernels.linear_gelu(x, weight, bias, residual), functional.gelu(wanted + residual))
+""",
     'attention': """
 def plain(query, key, value, bias=None):
     split = lambda x: x.unflatten(-1, (4, -1)).transpose(1, 2)

@@ -104,7 +104,7 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope='session')
 def distil_settings(world_set: Path, random_network: Path,
-                    teacher: Path) -> Callable[[Path], DistilSettings]:
+                    teacher: Path) -> Callable[..., DistilSettings]:
     """Return what makes the settings of a distillation into a folder."""
     return partial(
         DistilSettings, world_set, teacher, str(random_network), train_split='train',
@@ -114,7 +114,7 @@ def distil_settings(world_set: Path, random_network: Path,
 
 @pytest.fixture(scope='session')
 def distilled(one_thread: None, world_set: Path,
-              distil_settings: Callable[[Path], DistilSettings]) -> tuple[Path, Outcome]:
+              distil_settings: Callable[..., DistilSettings]) -> tuple[Path, Outcome]:
     """Return the folder of a distillation run and its outcome."""
     out = world_set.parent / 'distilled'
     return out, distil(distil_settings(out))

@@ -15,6 +15,7 @@ from blabberseg_ros.cli.main import main
 from blabberseg_ros.errors import ParameterError
 from blabberseg_ros.fpseg_tools.bench import NEW_FRAME, UPSTREAM, Row, with_ratios
 from blabberseg_ros.fpseg_tools.cityscapes import list_frames, read_image
+from blabberseg_ros.fpseg_tools.embed import EmbedSettings, embed
 from blabberseg_ros.fpseg_tools.engine_network import open_on_engine
 from blabberseg_ros.fpseg_tools.evaluate import EvaluateSettings, evaluate
 from blabberseg_ros.fpseg_tools.metrics import Figures
@@ -157,3 +158,18 @@ def test_tuned_classes_join_a_bundle_that_runs(
         with torch.inference_mode():
             expected = decode_all(model, model.encode_images(preprocess(image)[None])[0])[index]
         np.testing.assert_allclose(logits[row], expected, atol=2e-3)
+
+
+def test_tuning_goes_on_from_a_bundle(world_set: Path, tuned_bundle: Path, figures: Figures,
+                                      tmp_path: Path) -> None:
+    """A bundle's batch norms are folded into its convolutions."""
+    embed(EmbedSettings(world_set, str(tuned_bundle), tmp_path / 'embeddings', workers=1,
+                        device='cpu'))
+    outcome = tune(TuneSettings(
+        world_set, tmp_path / 'embeddings', str(tuned_bundle), tmp_path / 'run',
+        classes=world_set / 'known.yaml', prompt_size=4, batch_size=16, best_by='miou',
+        train_n_class_examples_per_epoch=4, test_n_class_examples_per_epoch=50, n_epochs=1,
+        workers=1, device='cpu'))
+    # It knows the classes by name, so it starts where the bundle is.
+    assert outcome.start == pytest.approx(figures.miou, abs=5e-3)
+    load_network(tmp_path / 'run' / 'best.safetensors')

@@ -10,12 +10,7 @@ from blabberseg_ros.bench.lseg_plain import plain_features
 from blabberseg_ros.errors import BundleError
 from blabberseg_ros.models.folding import NormedConv2d, fold_batch_norms
 from blabberseg_ros.models.lseg import LSeg, length_factor, upsampled
-from blabberseg_ros.models.lseg_config import (
-    LSegConfig,
-    check_input_size,
-    resnet101_config,
-    rounded_size,
-)
+from blabberseg_ros.models.lseg_config import LSegConfig, check_input_size, rounded_size
 from blabberseg_ros.models.lseg_stages import stages
 from blabberseg_ros.models.random_lseg import SMALL, random_lseg
 
@@ -66,7 +61,7 @@ def test_sizes_that_no_network_has_are_refused(change):
 
 
 def test_the_configuration_survives_the_manifest():
-    for config in (SMALL, LSegConfig(), resnet101_config()):
+    for config in (SMALL, LSegConfig(), RESNET):
         assert LSegConfig.from_dict(config.to_dict()) == config
     with pytest.raises(BundleError, match='depth'):
         LSegConfig.from_dict({**SMALL.to_dict(), 'depth': 3})
@@ -74,8 +69,7 @@ def test_the_configuration_survives_the_manifest():
 
 def test_variants_have_their_published_names():
     assert LSegConfig().variant == 'vit-l16'
-    assert resnet101_config().variant == 'rn101'
-    assert resnet101_config().mean != LSegConfig().mean
+    assert LSegConfig(backbone='resnet').variant == 'rn101'
 
 
 @pytest.mark.parametrize('size', [(96, 96), (64, 160), (224, 192)])

@@ -54,5 +54,6 @@ def test_a_machine_without_shared_memory(tmp_path):
 
 def test_the_profile_has_the_size_that_is_checked():
     root = ElementTree.parse(PROFILE).getroot()
-    size = next(item.text for item in root.iter() if re.sub('{.*}', '', item.tag) == 'segment_size')
+    size = next(item.text for item in root.iter()
+                if re.sub('{.*}', '', item.tag) == 'segment_size')
     assert int(size) == SEGMENT_BYTES

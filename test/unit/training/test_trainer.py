@@ -19,9 +19,10 @@ from blabberseg_ros.training.config import (
     TrainConfig,
     WorldsConfig,
     config_from_dict,
+    worlds_needed,
 )
 from blabberseg_ros.training.family import family_class
-from blabberseg_ros.training.trainer import Trainer, learning_rate, worlds_needed
+from blabberseg_ros.training.trainer import Trainer, learning_rate
 from blabberseg_ros.training.worlds import POINTS, Map
 
 CONFIGS = Path(__file__).parents[3] / 'config'

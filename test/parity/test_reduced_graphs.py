@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graphs in half precision pass the gate, on buffers bound as they are on a GPU."""
+"""Graphs in half precision and on integers: what they keep, and that they pass the gate."""
 
 import onnx
 import pytest
 
 from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import load_bundle
-from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
+from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCpuInt8
 from blabberseg_ros.engines.onnxruntime_gpu import CPU, OnnxRuntimeGpuEngine, Provider
+from blabberseg_ros.models.export import export_bundle
+from blabberseg_ros.models.families import random_network
 from blabberseg_ros.parity.gate import check_parity
 from blabberseg_ros.parity.report import Outcome
 
@@ -32,6 +34,39 @@ def test_half_graphs_pass_the_gate(which, random_bundle, root_dir):
     assert tested.precision == 'fp16'
     assert report.outcome is Outcome.PASS, report.summary()
     assert report.figures['max_dp'] > 1e-5, 'it is not the fp32 graph again'
+
+
+@pytest.fixture(scope='module')
+def integers(tokenizer_json, tmp_path_factory):
+    """Return a bundle with a graph on integers."""
+    folder = tmp_path_factory.mktemp('int8')
+    export_bundle(random_network('clipseg'), folder, name='int8', source='random weights',
+                  licence='Apache-2.0', tokenizer_json=tokenizer_json, storage='fp16', int8=True)
+    return load_bundle(folder)
+
+
+def test_the_integer_graph_is_near_and_weighs_next_to_nothing(integers):
+    make = backend_class('clipseg')
+    reference, tested = make(integers, OnnxRuntimeCpu()), make(integers, OnnxRuntimeCpuInt8())
+    for backend in (reference, tested):
+        backend.activate()
+    assert tested.precision == 'int8'
+    report = check_parity(reference, tested)
+    assert 0.99 < min(frame.cosine for frame in report.frames) < 0.99999, report.summary()
+    graph = onnx.load(integers.graph('image_encoder_int8'), load_external_data=False).graph
+    kinds = [node.op_type for node in graph.node]
+    blocks = len({name.split('.resblocks.')[1].split('.')[0] for name in (
+        tensor.name for tensor in graph.initializer) if '.resblocks.' in name})
+    # Four layers a block, and a projection for each activation that is taken.
+    assert kinds.count('MatMulInteger') == 4 * blocks + 3
+    files = integers.manifest.files
+    assert files['image_encoder_int8.onnx'].bytes < 2 * files['image_encoder.onnx'].bytes
+
+
+def test_a_bundle_without_an_integer_graph_is_not_offered_to_that_engine(random_bundle):
+    verdict = OnnxRuntimeCpuInt8().takes(load_bundle(random_bundle))
+    assert not verdict.ok
+    assert 'blabberseg export --int8' in verdict.reason
 
 
 @pytest.mark.parametrize('stage', ['image_encoder', 'decoder'])

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts and labels of the Segformer back-end, and what the command line shows of them."""
+
+import cv2
+import numpy as np
+import pytest
+
+from blabberseg_ros.backends.base import PromptCode
+from blabberseg_ros.backends.segformer import SegformerBackend
+from blabberseg_ros.bundle import load_bundle
+from blabberseg_ros.cli.main import main
+from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
+from blabberseg_ros.errors import NotFiniteError
+from blabberseg_ros.label_picture import voc_colours
+from blabberseg_ros.parity.frames import moving_frames
+from blabberseg_ros.prompts import PromptSet
+from blabberseg_ros.segmenter import Segmenter
+
+
+@pytest.fixture(scope='module')
+def bundle_folder(make_random_bundle):
+    return make_random_bundle('segformer')
+
+
+@pytest.fixture(scope='module')
+def backend(bundle_folder):
+    opened = SegformerBackend(load_bundle(bundle_folder), OnnxRuntimeCpu())
+    opened.activate()
+    yield opened
+    opened.deactivate()
+
+
+@pytest.fixture
+def segmenter(bundle_folder, tmp_path):
+    with Segmenter.open(bundle_folder, cache_dir=tmp_path / 'cache') as opened:
+        yield opened
+
+
+def labels_of(backend, text):
+    code, = backend.encode_prompts([text])
+    return [backend.config.labels[index] for index in np.flatnonzero(code['labels'])]
+
+
+@pytest.mark.parametrize(('text', 'labels'), [
+    ('grass', ['grass']), ('lawn', ['grass']), ('Sports-Field', ['grass', 'field']),
+    ('car, boat, lake', ['water', 'vehicle'])])
+def test_words_are_matched_without_the_text_tower(backend, text, labels):
+    before = backend.run_counts.text_encoder
+    assert labels_of(backend, text) == labels
+    assert backend.run_counts.text_encoder == before
+
+
+def test_other_words_go_by_their_meaning_and_the_match_is_shown(backend):
+    before = backend.run_counts.text_encoder
+    label, = labels_of(backend, 'heather')
+    assert backend.run_counts.text_encoder == before + 1
+    code, = backend.encode_prompts(['heather'])
+    assert backend.describe_match('heather', code) == f"'heather' is read as {label}, by meaning"
+    assert labels_of(backend, label) == [label]
+
+
+def test_matches_are_explained_unless_they_are_plain(segmenter):
+    report = segmenter.encode(PromptSet(('grass', 'soil, grass'), ('lake, moor', 'trees')))
+    assert report.matches == ("'lake, moor' is read as water (unknown: moor)",)
+    assert report.explanation == report.matches[0]
+    assert report.message == ''
+
+
+def test_the_sentence_around_prompts_changes_nothing(segmenter):
+    image = moving_frames(1, (96, 64))[0]
+    masks = [segmenter.segment(image, PromptSet(('grass', 'soil'), ('water',), template)).mask
+             for template in ('{}', 'a photo of {} from above')]
+    np.testing.assert_array_equal(*masks)
+    assert segmenter.run_counts.image_encoder == 1
+
+
+def test_unsafe_wins_where_both_kinds_name_a_label(backend):
+    codes = backend.encode_prompts(['grass, soil', 'field', 'soil'])
+    weights = backend.weights(codes, (True, True, False))
+    assert [backend.config.labels[i] for i in np.flatnonzero(weights)] == ['grass', 'field']
+
+
+def test_labels_that_no_prompt_names_are_unsafe(segmenter):
+    image = moving_frames(1, (96, 64))[0]
+    labels = segmenter.backend.config.labels
+    some = segmenter.segment(image, PromptSet(('grass',), ('water',))).probability
+    rest = segmenter.segment(image, PromptSet(tuple(
+        name for name in labels if name != 'grass'), ('grass',))).probability
+    np.testing.assert_allclose(some + rest, 1.0, atol=1e-5)
+
+
+def test_nan_in_a_prompts_code_is_refused(backend, segmenter):
+    code, = backend.encode_prompts(['grass'])
+    poisoned = PromptCode((('labels', np.full_like(code['labels'], np.nan)),))
+    assert np.isnan(backend.weights([code, poisoned], (True, False))).all()
+    segmenter.backend.encode_prompts = lambda texts: [poisoned for _ in texts]
+    with pytest.raises(NotFiniteError):
+        segmenter.segment(moving_frames(1, (96, 64))[0], PromptSet(('dune',), ('reef',)))
+
+
+def test_the_command_writes_labels_with_a_legend_and_times(bundle_folder, tmp_path, capsys):
+    image = moving_frames(1, (160, 120))[0]
+    cv2.imwrite(str(tmp_path / 'a.png'), image[..., ::-1])
+    assert main(['segment', '--backend', 'segformer', '--bundle', str(bundle_folder),
+                 '--engine', 'onnxruntime-cpu', '--timings', '--out', str(tmp_path / 'out'),
+                 str(tmp_path / 'a.png')]) == 0
+    printed = capsys.readouterr().out
+    for figure in ('deserialise', 'preprocess', 'inference', 'postprocess', 'label map alone',
+                   'CPU, logits resized', 'CPU, colours resized'):
+        assert f'{figure} ' in printed
+    picture = cv2.imread(str(tmp_path / 'out' / 'a_labels.png'))[..., ::-1]
+    assert picture.shape[0] >= 120
+    assert picture.shape[1] > 2 * 160, 'image, colours and legend'
+    np.testing.assert_array_equal(picture[:120, :160], image)
+    backend = SegformerBackend(load_bundle(bundle_folder), OnnxRuntimeCpu())
+    backend.activate()
+    labels = backend.label_map(backend.encode_image(image), (120, 160)).labels
+    backend.deactivate()
+    blended = cv2.addWeighted(image, 0.5, voc_colours(17)[1:][labels], 0.5, 0.0)
+    np.testing.assert_array_equal(picture[:120, 160:320], blended)
+
+
+def test_timings_need_labels(random_bundle, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / 'a.png'), moving_frames(1, (64, 48))[0])
+    assert main(['segment', '--bundle', str(random_bundle), '--timings', '--engine',
+                 'onnxruntime-cpu', '--out', str(tmp_path / 'out'), str(tmp_path / 'a.png')]) == 2
+    assert 'labels of their own' in capsys.readouterr().err
