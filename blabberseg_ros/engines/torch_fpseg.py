@@ -17,10 +17,8 @@ from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines import cuda_kernels, fpseg_kernels, torch_family
 from blabberseg_ros.models.fpseg import FpSeg
 from blabberseg_ros.models.layers import ChannelNorm, from_windows, to_windows
-from blabberseg_ros.models.mask_decoder import Attention
 from blabberseg_ros.models.tiny_vit import ConvNorm, Merging, MobileBlock, TinyVit, TinyVitBlock
 
-_FEW_KEYS = 256  # more than these do not fit into one program
 _COMPILE: dict[str, Any] = {'triton.cudagraphs': False, 'freezing': True}
 
 
@@ -101,34 +99,6 @@ class CudaStages(torch_family.CudaStages):
         return self._bands[n_in]
 
 
-class _TokenAttention(Attention):
-    """The decoder's attention on kernels for its sizes."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None,
-                shift: Tensor | None = None) -> Tensor:
-        query, key = self.q_proj(query), self.k_proj(key)
-        value = self.v_proj(value)
-        if key.shape[1] > _FEW_KEYS:
-            return self.out_proj(fpseg_kernels.attend_to_many(query, key, value, self.heads))
-        shape = (key.shape[0], self.heads, key.shape[1])
-        added = torch.zeros(shape, device=key.device) if bias is None else \
-            bias[:, :, 0].float().expand(shape)
-        if shift is not None:
-            depth = key.shape[-1] // self.heads
-            scores = self._split(shift * depth ** -0.5) @ self._split(key).transpose(2, 3)
-            added = added + scores[:, :, 0].float()
-        return self.out_proj(fpseg_kernels.attend_to_few(
-            query, key, value, self.heads, added.contiguous()))
-
-    def to_shared(self, query: Tensor, key: Tensor, value: Tensor, shift: Tensor) -> Tensor:
-        query = self.q_proj(query)
-        rows, tokens, channels = query.shape
-        found = fpseg_kernels.attend_to_many(
-            query.reshape(1, rows * tokens, channels), self.k_proj(key), self.v_proj(value),
-            self.heads)
-        return self.out_proj(found.reshape(rows, tokens, channels) + shift)
-
-
 class HalfDecoder(nn.Module):
     """The decoder with its weights, its tokens and its image in half precision."""
 
@@ -138,9 +108,6 @@ class HalfDecoder(nn.Module):
         """Copy the decoder's weights; the position code is computed in fp32 once."""
         super().__init__()
         self.decoder = copy.deepcopy(model.mask_decoder).to(dtype)
-        for module in self.decoder.modules():
-            if isinstance(module, Attention):
-                module.__class__ = _TokenAttention  # the same weights, another way to use them
         self.dtype = dtype
         with torch.no_grad():
             position = model.prompt_encoder.position(model.config.grid)
@@ -202,60 +169,38 @@ class _Mobile(nn.Module):
 
     def __init__(self, block: MobileBlock | Merging) -> None:
         super().__init__()
-        self.first, self.last = _Linear(block.conv1), _Linear(block.conv3)
+        self.first, self.last = _linear(block.conv1), _linear(block.conv3)
         self.middle = _Depthwise(block.conv2, activate=True)
         self.residual = isinstance(block, MobileBlock)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.middle(self.first.with_gelu(x))
-        return self.last.with_gelu(y, x) if self.residual else self.last(y)
-
-
-class _Linear(nn.Module):
-    """A 1 x 1 convolution on [H, W, C]."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, layer: ConvNorm) -> None:
-        super().__init__()
-        self.register_buffer('weight', layer.c.weight.detach().flatten(1).contiguous())
-        self.register_buffer('bias', _bias(layer).detach().float())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight, self.bias.to(x.dtype))
-
-    def with_gelu(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Apply the layer, add a residual and activate."""
-        flat = x.reshape(-1, x.shape[-1]).contiguous()
-        added = None if residual is None else \
-            residual.reshape(-1, residual.shape[-1]).contiguous()
-        result = fpseg_kernels.linear_gelu(flat, self.weight, self.bias, added)
-        return result.reshape(*x.shape[:-1], -1)
+        y = self.last(self.middle(functional.gelu(self.first(x))))
+        return functional.gelu(x + y) if self.residual else y
 
 
 class _Block(nn.Module):
     """A `TinyVitBlock` on [H, W, C]."""
 
-    bias: Tensor
-
     def __init__(self, block: TinyVitBlock) -> None:
         super().__init__()
         self.block = block
-        attention = block.attn
-        bias = attention.attention_biases[:, attention.index].detach().float()
-        self.register_buffer('bias', bias if attention.with_bias else torch.zeros_like(bias))
         self.local = _Depthwise(block.local_conv, activate=False)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width, _ = x.shape
-        attention = self.block.attn
-        windows = to_windows(x[None], self.block.window)
-        windows = attention.proj(fpseg_kernels.attend_in_windows(
-            attention.qkv(attention.norm(windows)), self.bias, attention.heads))
+        windows = self.block.attn(to_windows(x[None], self.block.window))
         x = x + from_windows(windows, self.block.window, 1, height, width)[0]
         x = self.local(x)
         return x + self.block.mlp(x)
+
+
+def _linear(layer: ConvNorm) -> nn.Linear:
+    """Return a 1 x 1 convolution as a linear layer."""
+    out, channels = layer.c.weight.shape[:2]
+    linear = nn.Linear(channels, out, device='meta')
+    linear.weight = nn.Parameter(layer.c.weight.detach().flatten(1))
+    linear.bias = nn.Parameter(_bias(layer).detach())
+    return linear
 
 
 def _bias(layer: ConvNorm) -> Tensor:

@@ -47,34 +47,6 @@ fpseg_kernels.resize_to_pixels(
     torch.empty(40, 64, 3), pixels)
 close(pixels, resize(image.permute(2, 0, 1).float(), rows, cols).permute(1, 2, 0) * scale - offset)
 """,
-    'linear': """
-x, weight, bias = torch.randn(300, 72), torch.randn(96, 72), torch.randn(96)
-wanted, residual = functional.linear(x, weight, bias), torch.randn(300, 96)
-close(fpseg_kernels.linear_gelu(x, weight, bias, None), functional.gelu(wanted))
-close(fpseg_kernels.linear_gelu(x, weight, bias, residual), functional.gelu(wanted + residual))
-""",
-    'attention': """
-def plain(query, key, value, bias=None):
-    split = lambda x: x.unflatten(-1, (4, -1)).transpose(1, 2)
-    query = query.expand(len(key), -1, -1)
-    found = functional.scaled_dot_product_attention(*map(split, (query, key, value)), bias)
-    return found.transpose(1, 2).flatten(2)
-
-key, value = torch.randn(2, 2, 65, 64)
-bias = torch.randn(2, 4, 65)
-for batch in (1, 2):
-    query = torch.randn(batch, 70, 64)
-    close(fpseg_kernels.attend_to_few(query, key, value, 4, bias),
-          plain(query, key, value, bias[:, :, None]))
-    close(fpseg_kernels.attend_to_few(query, key, value, 4, None), plain(query, key, value))
-query, (key, value) = torch.randn(2, 5, 64), torch.randn(2, 2, 700, 64)
-close(fpseg_kernels.attend_to_many(query, key, value, 4), plain(query, key, value))
-for tokens in (49, 100):
-    qkv, bias = torch.randn(3, tokens, 3 * 64), torch.randn(4, tokens, tokens)
-    parts = qkv.reshape(3, tokens, 4, 48).chunk(3, dim=-1)
-    close(fpseg_kernels.attend_in_windows(qkv, bias, 4),
-          plain(*(part.flatten(2) for part in parts), bias))
-""",
     'encoder': """
 pixels = torch.randn(64, 64, 3)
 fast = torch_fpseg.FastTinyVit(model.image_encoder, torch.float32)
