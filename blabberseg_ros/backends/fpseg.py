@@ -246,16 +246,17 @@ class FpSegBackend(Backend):
             The logits of each group, and how many classes they are of.
         """
         engine = self.engine('decoder')
+        most = self.kind.decode_group or DECODE_GROUP
         started = time.perf_counter()
         groups: list[Any] = []
         done = 0
         while done < len(numbers):
             if cancelled():
                 raise Cancelled('the work was cancelled before it was done')
-            count = DECODE_GROUP
+            count = most
             if budget_ms is not None:
                 left_s = budget_ms / 1e3 - (time.perf_counter() - started)
-                count = min(max(self._classes_in(left_s), int(done == 0)), DECODE_GROUP)
+                count = min(max(self._classes_in(left_s), int(done == 0)), most)
             if count == 0:
                 break
             chosen = numbers[done:done + count]

@@ -24,7 +24,7 @@ def section(outcome: Outcome) -> str:
         ('Latency per stage', 'p50 of each stage as the node reports it, one on top of the other; '
          'each dot is one answer as the pilot received it.', _latency(flight)),
         ('Threshold', 'The probability above which ground counts as safe. The node lowers it from '
-         f'0.8 until a tenth of the image is safe, but never below {floor:g}.',
+         f'0.8 until there is room to land in view, but never below {floor:g}.',
          _threshold(flight, floor)),
         ('Altitude', 'Above the ground at the start.', _altitude(flight)))
     body = ''.join(f'<div class="chart"><h3>{title}</h3><p class="hint">{text}</p>{draw(chart)}'
