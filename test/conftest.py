@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
+from blabberseg_ros.backends.registry import FAMILIES
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
 # A test may be skipped for these reasons only; any other skip is a failure. Otherwise a broken
 # installation would pass by skipping everything.
 ALLOWED_SKIPS = ('shared data absent', 'gpu', 'no launch')
+# Modules whose tests hold for every family, unchanged; all others have CLIPSeg's random bundle.
+EVERY_FAMILY = ('test_service', 'test_prompts', 'test_bad_input', 'test_dovesei_cases', 'test_nan',
+                'test_prompt_changes')
 # Families whose prompts are matched to labels.
 LABELLED = ('segformer', 'fpseg')
 # Words that tests send to any family. One without a text tower knows them as a user would teach
@@ -32,6 +37,21 @@ def pytest_configure() -> None:
     """Keep ROS on this machine and away from other runs, for this process and its children."""
     os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
     os.environ['ROS_DOMAIN_ID'] = str(20 + os.getpid() % 80)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each test its families.
+
+    Every test that uses `random_bundle` is parametrised: pytest would hand a test without a
+    parameter what the last family left in a fixture of the session.
+    """
+    chosen = any('family' in mark.args[0]
+                 for mark in metafunc.definition.iter_markers('parametrize'))
+    if 'random_bundle' not in metafunc.fixturenames or chosen:
+        return
+    path = Path(str(metafunc.module.__file__))
+    every = path.parent.name in ('node', 'fault') and path.stem in EVERY_FAMILY
+    metafunc.parametrize('family', FAMILIES if every else ['clipseg'], scope='session')
 
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)

@@ -11,9 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'node'))
 
 from harness import Peer, mask_of, scene
-from live_nodes import live, pytest_generate_tests, ros, segmenter, start_node
+from live_nodes import live, ros, segmenter, start_node
 
-__all__ = ['live', 'pytest_generate_tests', 'ros', 'segmenter', 'start_node']
+__all__ = ['live', 'ros', 'segmenter', 'start_node']
 
 GOOD = scene(seed=77)
 

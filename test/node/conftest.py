@@ -6,6 +6,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from live_nodes import live, pytest_generate_tests, ros, segmenter, start_node
+from live_nodes import live, ros, segmenter, start_node
 
-__all__ = ['live', 'pytest_generate_tests', 'ros', 'segmenter', 'start_node']
+__all__ = ['live', 'ros', 'segmenter', 'start_node']

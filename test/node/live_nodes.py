@@ -16,22 +16,10 @@ from blabberseg_ros.backends.text import TextBackend
 from blabberseg_ros.nodes.spin import REFUSED_TO_START
 from blabberseg_ros.segmenter import Segmenter
 
-# Modules whose tests hold for every family, unchanged.
-EVERY_FAMILY = ('test_service', 'test_prompts', 'test_bad_input', 'test_dovesei_cases', 'test_nan',
-                'test_prompt_changes')
 # Families with a text tower, which counts its runs and cuts long prompts.
 READING = [family for family in FAMILIES if issubclass(backend_class(family), TextBackend)]
 # A report a tenth of a second, so that tests need not wait for the next one.
 FAST_DIAGNOSTICS = {'diagnostics_period_s': 0.1}
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of some modules once a family, on the family's random bundle."""
-    module = metafunc.module.__name__.rpartition('.')[2]
-    chosen = any('family' in mark.args[0]
-                 for mark in metafunc.definition.iter_markers('parametrize'))
-    if module in EVERY_FAMILY and 'family' in metafunc.fixturenames and not chosen:
-        metafunc.parametrize('family', FAMILIES, scope='session')
 
 
 @pytest.fixture(scope='session', autouse=True)
