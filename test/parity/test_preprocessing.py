@@ -76,8 +76,8 @@ def test_a_camera_frame_equals_hugging_faces_processor():
 
 def test_the_graphs_constants_are_the_same_normalisation(exported):
     _, model = exported
-    encoder = ImageEncoder(model)
+    pixels = ImageEncoder(model).pixels
     levels = torch.arange(256.).expand(3, 1, 256)
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    torch.testing.assert_close(levels * encoder.scale - encoder.offset,
+    torch.testing.assert_close(levels * pixels.scale - pixels.offset,
                                (levels / 255 - mean) / std, rtol=0, atol=1e-6)
