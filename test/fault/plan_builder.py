@@ -31,7 +31,7 @@ _LIMIT_S = 60.0
 
 def main() -> int:
     """Build, or stop on the way."""
-    # A test run that a shell started in the background has SIGINT ignored, and so have its children.
+    # What a shell starts in the background has SIGINT ignored, and so have its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     bundle, folder, point = load_bundle(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')

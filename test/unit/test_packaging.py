@@ -177,8 +177,10 @@ def test_every_import_is_a_declared_requirement(wheel):
 
 
 def test_installed_bundles_are_found_from_any_directory(wheel, tmp_path):
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--prefix',
-                    tmp_path / 'prefix', wheel], check=True, capture_output=True)
+    # Or pip removes the package from the environment that the tests run in.
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps',
+                    '--ignore-installed', '--prefix', tmp_path / 'prefix', wheel],
+                   check=True, capture_output=True)
     site = next((tmp_path / 'prefix').rglob('site-packages'))
     script = ('import blabberseg_ros; from blabberseg_ros.bundle import find_bundle; '
               'print(blabberseg_ros.__file__); print(find_bundle("a_bundle"))')
