@@ -78,8 +78,8 @@ def encode_tokens(tower: Any, tokens: Tensor) -> Tensor:
     if length < len(position):
         position, mask = position[:length], mask[:length, :length]
     x = tower.transformer(tower.token_embedding(tokens) + position, attn_mask=mask)
-    # The end-of-text token has the highest id. What follows is padding, never looked at. As float32,
-    # which holds every id exactly: ONNX Runtime on CUDA has no ArgMax of integers.
+    # The end-of-text token has the highest id. What follows is padding, never looked at. Float32
+    # holds every id exactly, and ONNX Runtime on CUDA has no ArgMax of integers.
     end = tokens.to(torch.float32).argmax(dim=-1)
     x = x[torch.arange(x.shape[0], device=x.device), end]
     return tower.ln_final(x) @ tower.text_projection
