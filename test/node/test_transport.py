@@ -73,3 +73,4 @@ def test_maps_larger_than_the_default_shared_memory_are_not_lost(start_node):
         camera.publish(to_message(scene(480, 640, number), 'rgb8', Header()))
         until(lambda answered=answered: peer.counters()['frames_answered'] > answered)
     until(lambda: sum(each.width == 640 for each in maps) == 10, 10.0, 'all maps come')
+    assert [each.height for each in maps if each.width == 640] == [480] * 10
