@@ -3,8 +3,8 @@
 
 The prompt code is the FiLM pair, 2 x r numbers a prompt; the image code holds the three reduced
 activations, [3, T, r], which no prompt changes. A new prompt costs one run of the text tower, a
-new frame one run of the image tower, and all prompts share one run of the decoder (on a CPU, groups
-of them do).
+new frame one run of the image tower, and all prompts share one run of the decoder (groups of them
+on a CPU).
 """
 
 from collections.abc import Sequence
