@@ -96,11 +96,11 @@ class PlanStore:
         plan, reason = self._find(key)
         if plan is not None:
             return Obtained(plan, False, reason)
-        with self._locked(key.name) as waited:
-            if waited:
-                plan, reason = self._find(key)
-                if plan is not None:
-                    return Obtained(plan, False, 'built by another process meanwhile')
+        with self._locked(key.name):
+            # Another may have built it since the first look, whether or not we had to wait.
+            plan, reason = self._find(key)
+            if plan is not None:
+                return Obtained(plan, False, 'built by another process meanwhile')
             with _writing(self.folder):
                 damaged = self._clear(key.name)
             _LOG.log(logging.WARNING if damaged else logging.INFO, 'building %s: %s', key.name,
@@ -139,7 +139,7 @@ class PlanStore:
             stale_lock = self.folder / f'.{name}.lock'
             locks = [stale_lock.name] if stale_lock.exists() else []
             with self._locked(name, wait=False) as mine:
-                if mine is not None:
+                if mine:
                     keep = not everything and self._verdict(name).ok
                     removed += self._remove(name, keep) + locks
         return removed
@@ -238,18 +238,18 @@ class PlanStore:
         return [path.name for path in doomed]
 
     @contextlib.contextmanager
-    def _locked(self, name: str, wait: bool = True) -> Iterator[bool | None]:
+    def _locked(self, name: str, wait: bool = True) -> Iterator[bool]:
         """Hold the lock of a plan; a killed process leaves none, the kernel drops it.
 
         Yields:
-            Whether it had to be waited for; None if it is not held, because `wait` is off.
+            Whether it is held; always, unless `wait` is off.
         """
         path = self.folder / f'.{name}.lock'
         started = time.monotonic()
         next_line_s, waited = _LOG_PERIOD_S, False
         while (descriptor := _try_lock(path)) is None:
             if not wait:
-                yield None
+                yield False
                 return
             if not waited:
                 _LOG.info('another process builds %s; waiting for it', name)
@@ -259,7 +259,7 @@ class PlanStore:
                 next_line_s += _LOG_PERIOD_S
             time.sleep(_LOCK_POLL_S)
         try:
-            yield waited
+            yield True
         finally:
             path.unlink(missing_ok=True)
             os.close(descriptor)

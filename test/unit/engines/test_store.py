@@ -285,6 +285,20 @@ def test_two_threads_build_one_plan(store):
     assert files(store) == [KEY.name + RECORD, KEY.name + PLAN]
 
 
+def test_a_plan_that_another_built_between_look_and_lock_is_used(store, monkeypatch):
+    lock = store._locked
+
+    def other_was_faster(name):
+        monkeypatch.undo()
+        assert PlanStore(store.folder).obtain(KEY, lambda: DATA).built
+        return lock(name)
+
+    monkeypatch.setattr(store, '_locked', other_was_faster)
+    found = store.obtain(KEY, never)
+    assert not found.built
+    assert found.plan.data == DATA
+
+
 def test_prune_removes_leftovers_and_keeps_whole_plans(store, plan):
     damaged = store.obtain(key(stage='film'), lambda: DATA).plan
     damaged.path.write_bytes(b'x')
