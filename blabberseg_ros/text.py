@@ -10,8 +10,11 @@ import html
 import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -56,11 +59,18 @@ class Tokens:
 
 
 class Tokenizer:
-    """CLIP's tokenizer."""
+    """CLIP's tokenizer, or a part of it (see `write_tokenizer_json`).
+
+    Attributes:
+        size: number of tokens.
+        start_id, end_id: of the control tokens, always the last two.
+    """
 
     def __init__(self, bpe: BpeTokenizer) -> None:
         """Wrap a loaded tokenizer; see `from_file`."""
         self._bpe = bpe
+        self.size: int = bpe.get_vocab_size()
+        self.start_id, self.end_id = self.size - 2, self.size - 1
 
     @classmethod
     def from_file(cls, path: str | Path) -> 'Tokenizer':
@@ -75,9 +85,15 @@ class Tokenizer:
         except Exception as error:
             raise BundleError(f'the tokenizer {path} cannot be read: {error}. Copy the bundle '
                               'again or import it again') from error
-        if (bpe.token_to_id(START), bpe.token_to_id(END)) != (START_ID, END_ID):
+        size = bpe.get_vocab_size()
+        if (bpe.token_to_id(START), bpe.token_to_id(END)) != (size - 2, size - 1):
             raise BundleError(f"{path} is not CLIP's tokenizer; import the bundle again")
         return cls(bpe)
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Return the id of each token."""
+        return self._bpe.get_vocab()
 
     def encode(self, text: str) -> Tokens:
         """Turn one prompt into token ids; one that is too long is cut and keeps its end token.
@@ -96,7 +112,7 @@ class Tokenizer:
         room = CONTEXT_LENGTH - 2
         truncated_at = encoding.offsets[room][0] if len(body) > room else None
         ids = np.zeros(CONTEXT_LENGTH, np.int32)
-        sentence = [START_ID, *body[:room], END_ID]
+        sentence = [self.start_id, *body[:room], self.end_id]
         ids[:len(sentence)] = sentence
         return Tokens(ids, truncated_at, cleaned[:truncated_at])
 
@@ -129,12 +145,15 @@ def vocabulary_texts(path: str | Path) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def write_tokenizer_json(merges_path: str | Path, path: str | Path) -> None:
+def write_tokenizer_json(merges_path: str | Path, path: str | Path,
+                         texts: Iterable[str] | None = None) -> None:
     """Build a bundle's `tokenizer.json` from CLIP's merges file. Needs no network.
 
     Args:
         merges_path: `bpe_simple_vocab_16e6.txt.gz`, as open_clip installs it.
         path: file to write.
+        texts: keep only the tokens that these need, in CLIP's order but numbered anew: they are
+            split as CLIP splits them, and any other word into smaller pieces. None: all tokens.
 
     Raises:
         BundleError: the merges file is missing or is not CLIP's.
@@ -151,15 +170,35 @@ def write_tokenizer_json(merges_path: str | Path, path: str | Path) -> None:
     merges = [tuple(line.split()) for line in lines[1:START_ID - len(symbols) + 1]]
     if len(merges) != START_ID - len(symbols) or any(len(pair) != 2 for pair in merges):
         raise BundleError(f"{merges_path} is not CLIP's merges file")
+    content = _tokenizer_json(symbols, merges)
+    if texts is not None:
+        bpe = BpeTokenizer.from_str(json.dumps(content))
+        used = {token for text in texts for token in bpe.encode(clean_text(text)).tokens}
+        content = _tokenizer_json(symbols, _merges_of(used, merges))
+    write_text(Path(path), json.dumps(content, ensure_ascii=False, separators=(',', ':')))
+
+
+def _merges_of(used: set[str], merges: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return the merges that lead to these tokens, in their order."""
+    needed, kept = set(used), []
+    for pair in reversed(merges):
+        if ''.join(pair) in needed:
+            needed.update(pair)
+            kept.append(pair)
+    return kept[::-1]
+
+
+def _tokenizer_json(symbols: list[str], merges: list[tuple[str, ...]]) -> dict[str, Any]:
+    """Return what the file says, from single symbols and the pairs that are merged in turn."""
     tokens = symbols + [''.join(pair) for pair in merges] + [START, END]
-    content = {
+    return {
         'version': '1.0',
         'truncation': None,
         'padding': None,
         'added_tokens': [
             {'id': token_id, 'content': token, 'single_word': False, 'lstrip': False,
              'rstrip': False, 'normalized': False, 'special': True}
-            for token, token_id in ((START, START_ID), (END, END_ID))],
+            for token_id, token in enumerate(tokens[-2:], len(tokens) - 2)],
         'normalizer': None,
         'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [
             {'type': 'Split', 'pattern': {'Regex': _word_pattern()}, 'behavior': 'Removed',
@@ -175,9 +214,9 @@ def write_tokenizer_json(merges_path: str | Path, path: str | Path) -> None:
             'vocab': {token: token_id for token_id, token in enumerate(tokens)},
             'merges': [' '.join(pair) for pair in merges]},
     }
-    write_text(Path(path), json.dumps(content, ensure_ascii=False, separators=(',', ':')))
 
 
+@lru_cache(maxsize=1)
 def _word_pattern() -> str:
     """Return the pattern of a word with each class of characters spelt out as ranges.
 

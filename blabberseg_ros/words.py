@@ -17,7 +17,7 @@ from blabberseg_ros.atomic import write_bytes
 from blabberseg_ros.backends.lseg import LSegBackend
 from blabberseg_ros.bundle import TOKENIZER
 from blabberseg_ros.errors import EngineError
-from blabberseg_ros.text import END_ID, vocabulary_texts
+from blabberseg_ros.text import vocabulary_texts
 
 _LOG = logging.getLogger(__name__)
 # Scores of one piece: 16 MB, which stays in a CPU's outer cache.
@@ -111,7 +111,8 @@ def _encode(backend: LSegBackend, words: Sequence[str],
     device = 'cuda' if backend.kind.device == 'cuda' and torch.cuda.is_available() else 'cpu'
     tower = load_lseg(backend.bundle).text.to(device)
     tokens = backend.tokens(words)
-    lengths = (tokens == END_ID).argmax(axis=1) + 1
+    # The end token has the highest id.
+    lengths = tokens.argmax(axis=1) + 1
     order = np.argsort(lengths, kind='stable')
     vectors: list[np.ndarray] = []
     for start in range(0, len(order), _TEXTS_AT_ONCE):

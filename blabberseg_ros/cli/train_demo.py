@@ -15,6 +15,7 @@ from blabberseg_ros.training.config import FAMILIES
 if TYPE_CHECKING:
     from torch import nn
 
+    from blabberseg_ros.models.clipseg import ClipSeg
     from blabberseg_ros.training.config import TrainConfig
 
 _CONFIGS = Path(__file__).resolve().parent.parent.parent / 'config'
@@ -43,6 +44,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
                         help='start from these weights instead of fresh ones, as far as they have '
                              "the configuration's sizes; for a bundle, which does not say how "
                              'long it was trained, earlier_steps in the configuration counts')
+    parser.add_argument('--tower-from', type=Path, metavar='BUNDLE',
+                        help='start with the image tower of this trained CLIPSeg (fpseg with a '
+                             'sam_vit encoder); optimiser.frozen_steps says how long it is kept '
+                             'as it is')
     parser.add_argument('--device', help='torch device (default: cuda if there is one)')
     parser.add_argument('--workers', type=int, default=max((os.cpu_count() or 2) - 1, 1),
                         help='processes that generate worlds (default: %(default)s)')
@@ -75,10 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.continue_from is not None:
         start, earlier_steps = _start(arguments.continue_from, config)
         config = replace(config, earlier_steps=earlier_steps)
+    tower = _tower(arguments.tower_from) if arguments.tower_from is not None else None
     torch.set_float32_matmul_precision('high')
     torch.backends.cudnn.benchmark = True
     Session(config, arguments.out, device, arguments.workers, arguments.real_frames, start,
-            arguments.world_cache).run(arguments.minutes)
+            arguments.world_cache, tower).run(arguments.minutes)
     return 0
 
 
@@ -122,6 +128,22 @@ def _start(path: Path, config: 'TrainConfig') -> 'tuple[nn.Module, int]':
         raise ParameterError(f'{path} is of the family {family} and the configuration for '
                              f'{config.family}; a network can only continue as what it is')
     return model, earlier_steps
+
+
+def _tower(path: Path) -> 'ClipSeg':
+    """Return the CLIPSeg of a bundle.
+
+    Raises:
+        ParameterError: it is of another family.
+    """
+    from blabberseg_ros.bundle import load_bundle
+    from blabberseg_ros.models.clipseg import ClipSeg
+    from blabberseg_ros.models.families import load_network
+
+    network = load_network(load_bundle(path))
+    if not isinstance(network, ClipSeg):
+        raise ParameterError(f'{path} is no CLIPSeg; --tower-from takes a bundle of that family')
+    return network
 
 
 def _export(checkpoint: Path, out: Path) -> int:

@@ -124,10 +124,13 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, width, H', W']."""
-        x = self.embedding(x)
+        return self.transform(self.embedding(x))
+
+    def transform(self, tokens: Tensor) -> Tensor:
+        """Map embedded patches [B, H', W', width] to [B, width, H', W']."""
         for block in self.blocks:
-            x = block(x)
-        return self.norm(x).permute(0, 3, 1, 2)
+            tokens = block(tokens)
+        return self.norm(tokens).permute(0, 3, 1, 2)
 
 
 class Head(nn.Module):

@@ -85,6 +85,8 @@ class OptimiserConfig:
         weight_decay: on matrices, embeddings excepted.
         ema_decay: of the averaged weights, which are the ones that are kept.
         gradient_clip: largest norm of a gradient.
+        frozen_steps: updates during which an image tower that was adopted from another network
+            keeps its weights, while the fresh layers learn to read it.
     """
 
     steps: int = 4000
@@ -95,6 +97,7 @@ class OptimiserConfig:
     weight_decay: float = 0.05
     ema_decay: float = 0.998
     gradient_clip: float = 1.0
+    frozen_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class LossConfig:
         separate: one sigmoid a prompt, CLIPSeg's own loss.
         text: read-out of the classes from a prompt's conditional.
         image: read-out of a coarse class map from the image code.
+        tower: distance of what an adopted image tower is given from what it was trained on
+            (segformer).
         balance: exponent of a class's rarity in its weight; 0 weighs all pixels alike.
         polarity_balance: exponent of the class weights in the polarity loss; 0 weighs all pixels
             alike there.
@@ -120,6 +125,7 @@ class LossConfig:
     separate: float = 0.3
     text: float = 0.5
     image: float = 1.0
+    tower: float = 1.0
     balance: float = 0.5
     polarity_balance: float = 0.5
     stride: int = 3
@@ -206,7 +212,10 @@ def _architecture(family: str, content: Any, where: str) -> Any:
 
 
 def _merged(defaults: dict[str, Any], content: Any, where: str) -> dict[str, Any]:
-    """Return nested values with some of them replaced."""
+    """Return nested values with some of them replaced; one of another `kind` is taken whole."""
+    if isinstance(content, dict) and content.get('kind', defaults.get('kind')) != defaults.get(
+            'kind'):
+        return content
     if not isinstance(content, dict) or not set(content) <= set(defaults):
         unknown = sorted(set(content) - set(defaults)) if isinstance(content, dict) else content
         raise ParameterError(

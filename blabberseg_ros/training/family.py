@@ -16,6 +16,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from blabberseg_ros.errors import ParameterError
+from blabberseg_ros.models.clipseg import ClipSeg
 from blabberseg_ros.models.export import export_bundle
 from blabberseg_ros.models.families import network_config
 from blabberseg_ros.models.folding import fold_batch_norms
@@ -85,6 +87,20 @@ class Family(ABC):
     def finished(self, model: nn.Module) -> nn.Module:
         """Return a trained network as `create` makes it; a copy if anything is changed."""
         return model
+
+    def adopt_tower(self, model: Any, teacher: ClipSeg, pixels: Tensor) -> None:
+        """Give a network the image tower of a trained CLIPSeg; see `tower.py`.
+
+        Raises:
+            ParameterError: this family has no tower of that kind.
+        """
+        raise ParameterError(f"the image tower of {self.name} is not of CLIP's kind; "
+                             '--tower-from is for segformer, for lseg with a vit and for fpseg '
+                             'with a sam_vit')
+
+    def tower_weights(self, model: Any) -> list[nn.Parameter]:
+        """Return the weights that `adopt_tower` sets and that can be kept for a while."""
+        return []
 
     @abstractmethod
     def lesson(self, model: Any, config: TrainConfig, device: torch.device) -> Lesson:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blabberseg_ros.models.clipseg import ClipSeg
 from blabberseg_ros.models.fpseg import FpSeg
-from blabberseg_ros.models.fpseg_config import MASK_SCALE, FpSegConfig
+from blabberseg_ros.models.fpseg_config import MASK_SCALE, FpSegConfig, SamVitConfig
+from blabberseg_ros.models.sam_vit import SamVit
 from blabberseg_ros.training.auxiliary import MapReadOut
 from blabberseg_ros.training.closed_lesson import ClosedFamily, ClosedLesson
 from blabberseg_ros.training.config import TrainConfig
@@ -17,6 +19,7 @@ from blabberseg_ros.training.labels import CLASS_NAMES
 from blabberseg_ros.training.losses import Losses
 from blabberseg_ros.training.prompt_sampler import CLASS_COUNT
 from blabberseg_ros.training.torch_predictor import ClosedPredictor, fpseg_share
+from blabberseg_ros.training.tower import adopt_into_sam
 
 # Classes that an update asks for. Some are left out, as at run time.
 _ASKED = 7
@@ -71,6 +74,17 @@ class FpSegFamily(ClosedFamily):
                 nn.init.zeros_(module.bias)
         return model
 
+    def adopt_tower(self, model: FpSeg, teacher: ClipSeg, pixels: Tensor) -> None:
+        """Give the network the image tower of a trained CLIPSeg, if it has a ViT."""
+        if not isinstance(model.image_encoder, SamVit):
+            return super().adopt_tower(model, teacher, pixels)
+        return adopt_into_sam(model.image_encoder, teacher, pixels)
+
+    def tower_weights(self, model: FpSeg) -> list[nn.Parameter]:
+        """Return those of the encoder but for its neck."""
+        return [weight for name, weight in model.image_encoder.named_parameters()
+                if not name.startswith('neck.')]
+
     def finished(self, model: nn.Module) -> FpSeg:
         """Return a copy without batch norms."""
         return folded(model)  # type: ignore[return-value]
@@ -85,9 +99,12 @@ class FpSegFamily(ClosedFamily):
 
     def architecture(self, config: TrainConfig) -> str:
         """Return the sizes of the network for the card."""
-        sizes = config.model
-        return (f'TinyViT {sizes.encoder.embed_dims} wide with {sizes.encoder.depths} blocks, '
-                f'decoder {sizes.width} wide,\n  {sizes.prompt_size} prompt tokens a class')
+        sizes, encoder = config.model, config.model.encoder
+        tower = (f'ViT {encoder.width} wide with {encoder.depth} blocks'
+                 if isinstance(encoder, SamVitConfig) else
+                 f'TinyViT {encoder.embed_dims} wide with {encoder.depths} blocks')
+        return (f'{tower}, decoder {sizes.width} wide,\n  {sizes.prompt_size} prompt tokens a '
+                'class')
 
 
 FAMILY = FpSegFamily

@@ -2,23 +2,34 @@
 """Training of the demonstration LSeg."""
 
 import random
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from blabberseg_ros.errors import ParameterError
+from blabberseg_ros.models.clipseg import ClipSeg
 from blabberseg_ros.models.lseg import LSeg
 from blabberseg_ros.models.lseg_config import LSegConfig
+from blabberseg_ros.models.lseg_towers import VitTower
 from blabberseg_ros.text import Tokenizer
 from blabberseg_ros.training.auxiliary import MapReadOut, TextReadOut
 from blabberseg_ros.training.config import TrainConfig
 from blabberseg_ros.training.family import compiled, folded
+from blabberseg_ros.training.lexicon import training_texts
 from blabberseg_ros.training.losses import Losses, prompt_losses
-from blabberseg_ros.training.open_words import OpenFamily, warm_token_embedding
+from blabberseg_ros.training.open_words import (
+    OpenFamily,
+    warm_token_embedding,
+    write_demo_tokenizer,
+)
 from blabberseg_ros.training.prompt_batch import PromptBatches
 from blabberseg_ros.training.prompt_sampler import CLASS_COUNT
 from blabberseg_ros.training.torch_predictor import LSegPredictor
+from blabberseg_ros.training.tower import adopt_into_lseg, adopt_text_tower
 from blabberseg_ros.training.upsampling import SparseUpsampling
 
 
@@ -70,6 +81,16 @@ class LSegFamily(OpenFamily):
 
     name = 'lseg'
 
+    @cached_property
+    def tokenizer_json(self) -> Path:
+        """Return a file of the tokenizer with the training's tokens alone.
+
+        The other 48,000 would be 3 MB of zeros in the token embedding.
+        """
+        path = self.workspace / 'tokenizer.json'
+        write_demo_tokenizer(path, training_texts())
+        return path
+
     @staticmethod
     def create(architecture: LSegConfig) -> LSeg:
         """Return a network of this architecture."""
@@ -77,11 +98,29 @@ class LSegFamily(OpenFamily):
 
     def fresh(self, config: TrainConfig, continued: bool) -> LSeg:
         """Return a network with fresh weights; finished weights have no norms to go with them."""
+        if config.model.vocab_size != self.tokenizer.size:
+            raise ParameterError(f'the words of training need {self.tokenizer.size} tokens, not '
+                                 f'{config.model.vocab_size}; give that as vocab_size')
         torch.manual_seed(config.seed)
         model = LSeg(config.model, norms=not continued)
         if not continued:
             warm_token_embedding(model.text.token_embedding, self.token_ids, config.seed)
         return model
+
+    def adopt_tower(self, model: LSeg, teacher: ClipSeg, pixels: Tensor) -> None:
+        """Give the network both towers of a trained CLIPSeg, if it has a ViT."""
+        if not isinstance(model.vision, VitTower):
+            return super().adopt_tower(model, teacher, pixels)
+        adopt_into_lseg(model.vision, teacher, pixels)
+        theirs = self.workspace / 'clip_tokenizer.json'
+        write_demo_tokenizer(theirs)
+        return adopt_text_tower(model.text, self.tokenizer, teacher, Tokenizer.from_file(theirs))
+
+    def tower_weights(self, model: LSeg) -> list[nn.Parameter]:
+        """Return those of the ViT, without the layers that make levels of it, and of the text."""
+        return [*model.text.parameters(),
+                *(weight for name, weight in model.vision.named_parameters()
+                  if not name.startswith(('readout.', 'reassemble.')))]
 
     def finished(self, model: nn.Module) -> LSeg:
         """Return a copy without batch norms."""

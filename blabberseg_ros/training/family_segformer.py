@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from blabberseg_ros.models.segformer import Segformer
+from blabberseg_ros.models.clipseg import ClipSeg
+from blabberseg_ros.models.segformer import Segformer, Stage
 from blabberseg_ros.models.segformer_config import SegformerConfig
 from blabberseg_ros.training.closed_lesson import ClosedFamily, ClosedLesson
 from blabberseg_ros.training.config import TrainConfig
@@ -15,28 +17,60 @@ from blabberseg_ros.training.family import compiled
 from blabberseg_ros.training.labels import CLASS_NAMES
 from blabberseg_ros.training.losses import Losses
 from blabberseg_ros.training.torch_predictor import ClosedPredictor, segformer_share
+from blabberseg_ros.training.tower import adopt_into_segformer, patch_tokens
+
+# A cell of its grid is as large as a patch of CLIP.
+_ADOPTING_STAGE = 2
 
 
 class SegformerLesson(ClosedLesson):
     """Cross entropy of the labels."""
 
-    def __init__(self, model: Segformer, config: TrainConfig, device: torch.device) -> None:
-        """Take a network that lies on `device`."""
+    def __init__(self, model: Segformer, config: TrainConfig, device: torch.device,
+                 teacher: ClipSeg | None) -> None:
+        """Take a network that lies on `device`, and whose image tower it adopted, if any."""
         super().__init__(config, device, background=False)
+        self._model = model
+        self._teacher = teacher
         self._forward = compiled(model, device)
 
     def losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
                rng: random.Random) -> Losses:
         """Label each image and compare."""
+        if self._teacher is None:
+            with self.autocast():
+                logits = self._forward(pixels)
+            return self.compare(logits, range(len(CLASS_NAMES)), labels, class_weights, rng)
         with self.autocast():
-            logits = self._forward(pixels)
-        return self.compare(logits, range(len(CLASS_NAMES)), labels, class_weights, rng)
+            features, given = self._features(pixels)
+            logits = self._model.head(features)
+            tower_loss = functional.mse_loss(given.float(), patch_tokens(self._teacher, pixels))
+        return self.compare(logits, range(len(CLASS_NAMES)), labels, class_weights, rng).plus(
+            'tower', self._config.loss.tower, tower_loss)
+
+    def _features(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the stages' features, and what the adopted blocks were given.
+
+        While these are frozen nothing is learnt through them, which saves most of an update.
+        """
+        features, x = [], pixels
+        given = torch.empty(0)
+        for index, stage in enumerate(self._model.stages):
+            x = stage.embedding(x)
+            if index == _ADOPTING_STAGE:
+                given = x
+                if not next(stage.blocks.parameters()).requires_grad:
+                    x = x.detach()
+            x = stage.transform(x)
+            features.append(x)
+        return features, given
 
 
 class SegformerFamily(ClosedFamily):
     """Segformer."""
 
     name = 'segformer'
+    _teacher: ClipSeg | None = None
 
     @staticmethod
     def create(architecture: SegformerConfig) -> Segformer:
@@ -60,10 +94,19 @@ class SegformerFamily(ClosedFamily):
                     nn.init.zeros_(module.bias)
         return model
 
+    def adopt_tower(self, model: Segformer, teacher: ClipSeg, pixels: Tensor) -> None:
+        """Give the third stage, whose cells are CLIP's patches, the blocks of a CLIPSeg."""
+        adopt_into_segformer(_adopting_stage(model), teacher)
+        self._teacher = teacher
+
+    def tower_weights(self, model: Segformer) -> list[nn.Parameter]:
+        """Return those of the adopted blocks."""
+        return list(_adopting_stage(model).blocks.parameters())
+
     def lesson(self, model: Segformer, config: TrainConfig,
                device: torch.device) -> SegformerLesson:
         """Prepare the training of a network."""
-        return SegformerLesson(model, config, device)
+        return SegformerLesson(model, config, device, self._teacher)
 
     def predictor(self, model: Any, device: torch.device) -> ClosedPredictor:
         """Return the network as something that can be judged."""
@@ -73,6 +116,10 @@ class SegformerFamily(ClosedFamily):
         """Return the sizes of the network for the card."""
         sizes = config.model
         return f'four stages {sizes.hidden} wide with {sizes.depths} blocks'
+
+
+def _adopting_stage(model: Segformer) -> Stage:
+    return model.stages[_ADOPTING_STAGE]  # type: ignore[return-value]
 
 
 FAMILY = SegformerFamily

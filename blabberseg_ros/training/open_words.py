@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What families that read words share: the tokenizer, and what they know of language."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ class OpenFamily(Family):
 
     @cached_property
     def tokenizer_json(self) -> Path:
-        """Return a file of CLIP's tokenizer, written when it is first wanted."""
+        """Return a file of the tokenizer, written when it is first wanted."""
         path = self.workspace / 'tokenizer.json'
         write_demo_tokenizer(path)
         return path
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Return CLIP's tokenizer."""
+        """Return CLIP's tokenizer, or that part of it which the family uses."""
         return Tokenizer.from_file(self.tokenizer_json)
 
     @cached_property
@@ -50,9 +50,14 @@ class OpenFamily(Family):
         return {'tokenizer_json': self.tokenizer_json, 'vocabulary': training_vocabulary()}
 
 
-def write_demo_tokenizer(path: Path) -> None:
-    """Write CLIP's tokenizer, from the merges file that open_clip brings along."""
-    write_tokenizer_json(Path(open_clip.__file__).parent / _MERGES, path)
+def write_demo_tokenizer(path: Path, texts: Iterable[str] | None = None) -> None:
+    """Write CLIP's tokenizer, from the merges file that open_clip brings along.
+
+    Args:
+        path: file to write.
+        texts: keep only the tokens that these need; None: all.
+    """
+    write_tokenizer_json(Path(open_clip.__file__).parent / _MERGES, path, texts)
 
 
 def training_token_ids(tokenizer: Tokenizer) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from blabberseg_ros.text import CONTEXT_LENGTH, END_ID, START_ID, Tokenizer
+from blabberseg_ros.text import CONTEXT_LENGTH, Tokenizer
 from blabberseg_ros.training.losses import Targets
 from blabberseg_ros.training.prompt_sampler import (
     CLASS_COUNT,
@@ -40,17 +40,17 @@ class PromptTokens:
         """Return int32 [len(texts), 77]."""
         rows = np.zeros((len(texts), CONTEXT_LENGTH), np.int32)
         for row, text in zip(rows, texts, strict=True):
-            ids = [START_ID]
+            ids = [self._tokenizer.start_id]
             for word in self._WORD.findall(text):
                 ids += self._ids(word)
-            ids = [*ids[:CONTEXT_LENGTH - 1], END_ID]
+            ids = [*ids[:CONTEXT_LENGTH - 1], self._tokenizer.end_id]
             row[:len(ids)] = ids
         return rows
 
     def _ids(self, word: str) -> list[int]:
         if word not in self._known:
             ids = self._tokenizer.encode(word).ids.tolist()
-            self._known[word] = ids[1:ids.index(END_ID)]
+            self._known[word] = ids[1:ids.index(self._tokenizer.end_id)]
         return self._known[word]
 
 

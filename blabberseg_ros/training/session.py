@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from blabberseg_ros.atomic import write_atomically, write_text
+from blabberseg_ros.models.clipseg import ClipSeg
 from blabberseg_ros.training.checkpoint import rounded_to_half, save_checkpoint
 from blabberseg_ros.training.config import OPEN_FAMILIES, TrainConfig
 from blabberseg_ros.training.evaluation import (
@@ -31,6 +32,8 @@ from blabberseg_ros.training.worlds import WorldPool
 CHECKPOINT, METRICS, LOG = 'checkpoint.safetensors', 'metrics.json', 'train.log'
 _CHECKPOINT_EVERY_S = 90.0
 _VALIDATE_EVERY_S = 60.0
+# On a slow machine validation takes no more than about this share of the time.
+_VALIDATION_SHARE = 0.1
 # A run that is this much over its planned time (it waited for worlds, say) is ended.
 _OVERTIME = 1.06
 
@@ -40,7 +43,7 @@ class Session:
 
     def __init__(self, config: TrainConfig, out: Path, device: torch.device, workers: int,
                  real_frames: Path | None = None, start: nn.Module | None = None,
-                 world_cache: Path | None = None) -> None:
+                 world_cache: Path | None = None, tower: ClipSeg | None = None) -> None:
         """Remember what to do.
 
         Args:
@@ -51,6 +54,7 @@ class Session:
             real_frames: folder of hand-labelled frames to report on, if there is one.
             start: network to continue from; None for fresh weights.
             world_cache: folder of worlds shared with other runs, if any.
+            tower: trained CLIPSeg whose image tower to start with; None for the network's own.
         """
         self._config = config
         self._out = out
@@ -59,8 +63,10 @@ class Session:
         self._real_frames = real_frames
         self._start = start
         self._world_cache = world_cache
+        self._tower = tower
         self._started = time.monotonic()
-        self._saved_at = self._validated_at = self._started
+        self._saved_at = self._started
+        self._validate_at = self._started + _VALIDATE_EVERY_S
         self._last_call_s = math.inf
         out.mkdir(parents=True, exist_ok=True)
         (out / LOG).unlink(missing_ok=True)
@@ -81,7 +87,8 @@ class Session:
             family = family_class(self._config.family)(workspace)
             validation = pool.views('validation', self._config.worlds.validation)
             feed = pool.maps('train', self._config.worlds.train)
-            trainer = Trainer(self._config, family, feed, self._device, self._start)
+            trainer = Trainer(self._config, family, feed, self._device, self._start,
+                              self._tower)
             if trainer.fresh:
                 self._say(f'not in the start, so fresh: {", ".join(trainer.fresh)}')
             trainer.run(lambda progress: self._report(progress, trainer, family, validation),
@@ -103,8 +110,7 @@ class Session:
         if now > self._last_call_s:
             self._say('out of time before the planned end; what was learnt is kept')
             return False
-        if now - self._validated_at > _VALIDATE_EVERY_S and all(f.done() for f in validation):
-            self._validated_at = now
+        if now > self._validate_at and all(f.done() for f in validation):
             views = [view for future in validation for view in future.result()]
             predictor = family.predictor(family.finished(progress.model), self._device)
             found = histograms(predictor, views)
@@ -112,6 +118,8 @@ class Session:
             self._say(f'validation: IoU safe {score.safe_iou:.3f} unsafe {score.unsafe_iou:.3f} '
                       f'above {score.threshold:.2f}; right: '
                       + ' '.join(f'{name} {value:.2f}' for name, value in score.recall.items()))
+            done = time.monotonic()
+            self._validate_at = done + max(_VALIDATE_EVERY_S, (done - now) / _VALIDATION_SHARE)
         if now - self._saved_at > _CHECKPOINT_EVERY_S:
             self._saved_at = now
             self._save(family.finished(progress.model), trainer.config)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blabberseg_ros.errors import ParameterError
+from blabberseg_ros.models.clipseg import ClipSeg
 from blabberseg_ros.training.augment import augment
 from blabberseg_ros.training.config import OptimiserConfig, TrainConfig, worlds_needed
 from blabberseg_ros.training.family import Family, StepLosses
@@ -61,7 +62,7 @@ class Trainer:
     """One training run."""
 
     def __init__(self, config: TrainConfig, family: Family, feed: Feed, device: torch.device,
-                 start: nn.Module | None = None) -> None:
+                 start: nn.Module | None = None, tower: ClipSeg | None = None) -> None:
         """Make the network and reserve room for the worlds.
 
         Args:
@@ -71,23 +72,34 @@ class Trainer:
             device: to train on.
             start: network to continue from; None for fresh weights. Where its layers have
                 another size than the configuration's they start fresh (see `fresh`).
+            tower: trained CLIPSeg whose image tower the network starts with, where its family
+                can; None for its own.
+
+        Raises:
+            ParameterError: the tower does not fit the network.
         """
         self._config = config
+        self._family = family
         self._feed = feed
         self._device = device
         self.model = family.fresh(config, start is not None).to(device).train()
         self.fresh: tuple[str, ...] = () if start is None else adopt(self.model, start)
-        self._lesson = family.lesson(self.model, config, device)
-        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self._statistics = _statistics(self.averaged), _statistics(self.model)
-        self._optimiser = _optimiser(
-            nn.ModuleList((self.model, self._lesson.helpers)), config.optimiser, device)
         side_px = round(config.worlds.size_m / config.worlds.resolution_m)
         self._store = WorldStore(config.worlds.train, side_px, CLASS_COUNT, device)
         self._generator = torch.Generator(device).manual_seed(config.seed + config.earlier_steps)
         self._weights: Tensor | None = None
         self._mean, self._std = (torch.tensor(values, device=device)[:, None, None]
                                  for values in (config.model.mean, config.model.std))
+        self._adopted = tower is not None
+        if tower is not None:
+            self._take_worlds(worlds_needed(0, config))
+            pixels, _ = self._draw(self._store.filled)
+            family.adopt_tower(self.model, tower.to(device), pixels)
+        self._lesson = family.lesson(self.model, config, device)
+        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self._statistics = _statistics(self.averaged), _statistics(self.model)
+        self._optimiser = _optimiser(
+            nn.ModuleList((self.model, self._lesson.helpers)), config.optimiser, device)
 
     @property
     def config(self) -> TrainConfig:
@@ -166,22 +178,30 @@ class Trainer:
         config = self._config
         optimiser = config.optimiser
         rng = random.Random(f'{config.seed} {config.earlier_steps + step}')
-        with torch.no_grad():
-            crops = self._store.crop(
-                self._generator, optimiser.batch_size, worlds, config.model.input_size_px,
-                config.worlds.resolution_m, config.crops)
-            rgb = augment(crops.rgb, crops.labels, CLASS_COUNT, self._generator,
-                          config.crops.strength)
-            pixels = (rgb - self._mean) / self._std
+        if self._adopted and step in (0, optimiser.frozen_steps):
+            for weight in self._family.tower_weights(self.model):
+                weight.requires_grad_(step >= optimiser.frozen_steps)
+        pixels, labels = self._draw(worlds)
         for group in self._optimiser.param_groups:
             group['lr'] = learning_rate(step, optimiser)
-        losses = self._lesson.losses(pixels, crops.labels, weights, rng)
+        losses = self._lesson.losses(pixels, labels, weights, rng)
         self._optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), optimiser.gradient_clip)
         self._optimiser.step()
         self._average(step)
         return losses
+
+    @torch.no_grad()
+    def _draw(self, worlds: int) -> tuple[Tensor, Tensor]:
+        """Return a batch of normalised images and their labels, out of the first `worlds`."""
+        config = self._config
+        crops = self._store.crop(
+            self._generator, config.optimiser.batch_size, worlds, config.model.input_size_px,
+            config.worlds.resolution_m, config.crops)
+        rgb = augment(crops.rgb, crops.labels, CLASS_COUNT, self._generator,
+                      config.crops.strength)
+        return (rgb - self._mean) / self._std, crops.labels
 
     @torch.no_grad()
     def _average(self, step: int) -> None:

@@ -33,12 +33,13 @@ MODELS = {
                   'heads': [1, 1, 2, 2], 'decoder_width': 8},
     'lseg': {'backbone': 'resnet', 'input_size_px': 352, 'resnet_blocks': [1, 1, 1, 1],
              'resnet_width': 4, 'features': 8, 'embed_dim': 8, 'text_width': 8, 'text_heads': 2,
-             'text_layers': 1, 'text_mlp': 8},
+             'text_layers': 1, 'text_mlp': 8, 'vocab_size': 1536},
     'fpseg': {'input_size_px': 352, 'prompt_size': 2, 'width': 16, 'decoder_heads': 2,
               'decoder_mlp': 16, 'encoder': {
                   'embed_dims': [8, 8, 16, 16], 'depths': [1, 1, 1, 1], 'heads': [1, 1, 2, 2],
                   'windows': [7, 11, 11, 11]}}}
 CONFIGS = Path(__file__).parents[3] / 'config'
+ENGINES = CONFIGS.with_name('engines')
 
 
 def test_a_checkpoint_becomes_a_bundle(tmp_path: Path) -> None:
@@ -98,6 +99,7 @@ def test_a_network_continues_only_as_what_it_is(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(('arguments', 'named'), [
+    (['train-demo', '--tower-from', str(ENGINES / 'segformer_demo')], 'no CLIPSeg'),
     (['train-demo', '--export-from', 'nowhere.safetensors'], 'nowhere'),
     (['train-demo', '--config', 'nowhere.yaml'], 'nowhere'),
     (['train-demo', '--family', 'fpseg', '--config', str(CONFIGS / 'train_demo.yaml')], 'clipseg'),

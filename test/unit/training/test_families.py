@@ -24,7 +24,6 @@ from blabberseg_ros.training.evaluation import CLASS_IDS, class_prompts
 from blabberseg_ros.training.family import family_class
 from blabberseg_ros.training.labels import CLASS_NAMES
 from blabberseg_ros.training.trainer import Trainer
-from blabberseg_ros.training.worlds import POINTS, Map
 
 _STEPS = 60
 _MODELS: dict[str, Any] = {
@@ -33,7 +32,8 @@ _MODELS: dict[str, Any] = {
         decoder_width=16, labels=CLASS_NAMES),
     'lseg': LSegConfig(
         backbone='resnet', input_size_px=64, resnet_blocks=(1, 1, 1, 1), resnet_width=8,
-        features=16, embed_dim=8, text_width=8, text_heads=2, text_layers=1, text_mlp=16),
+        features=16, embed_dim=8, vocab_size=1536, text_width=8, text_heads=2,
+        text_layers=1, text_mlp=16),
     'fpseg': FpSegConfig(
         encoder=TinyVitConfig(embed_dims=(8, 16, 16, 32), depths=(1, 1, 1, 1),
                               heads=(1, 2, 2, 4), windows=(4, 4, 4, 4)),
@@ -52,26 +52,11 @@ def _config(name: str) -> TrainConfig:
         loss=LossConfig(stride=2))
 
 
-class Feed:
-    """Worlds of large squares, each class of a colour of its own."""
-
-    is_ready = False
-    taken = 0
-
-    def next(self) -> Map:
-        rng = np.random.default_rng(self.taken)
-        self.taken += 1
-        labels = np.kron(rng.integers(1, 12, (8, 8)), np.ones((16, 16))).astype(np.uint8)
-        colours = np.random.default_rng(9).integers(0, 256, (12, 3), dtype=np.uint8)
-        points = rng.uniform(0, 128, (12, POINTS, 2)).astype(np.float32)
-        return Map(colours[labels], labels, np.bincount(labels.ravel(), minlength=12), points)
-
-
 @pytest.fixture(scope='module', params=FAMILIES)
-def run(request, tmp_path_factory):
+def run(request, tmp_path_factory, square_worlds):
     """Train; return the family, the trainer, the losses and the weights at the start."""
     family = family_class(request.param)(tmp_path_factory.mktemp('family'))
-    trainer = Trainer(_config(request.param), family, Feed(), torch.device('cpu'))
+    trainer = Trainer(_config(request.param), family, square_worlds(), torch.device('cpu'))
     before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
     lesson, totals = trainer._lesson, []
 
@@ -112,7 +97,7 @@ def test_the_average_follows_the_running_statistics_too(run) -> None:
             assert (average - current[name]).norm() <= (before[name] - current[name]).norm(), name
 
 
-def test_a_finished_network_is_what_a_checkpoint_keeps(run, tmp_path) -> None:
+def test_a_finished_network_is_what_a_checkpoint_keeps(run, square_worlds, tmp_path) -> None:
     family, trainer, _, _ = run
     finished = rounded_to_half(family.finished(trainer.averaged))
     save_checkpoint(finished, trainer.config, tmp_path / 'checkpoint.safetensors')
@@ -124,15 +109,15 @@ def test_a_finished_network_is_what_a_checkpoint_keeps(run, tmp_path) -> None:
         for network in (finished, model, family.finished(trainer.averaged)))
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(found, plain, atol=0.02)
-    again = Trainer(replace(config, optimiser=replace(config.optimiser, steps=5)), family, Feed(),
-                    torch.device('cpu'), model)
+    again = Trainer(replace(config, optimiser=replace(config.optimiser, steps=5)), family,
+                    square_worlds(), torch.device('cpu'), model)
     assert again.fresh == ()
 
 
-def test_the_predictor_answers_by_what_is_asked(run) -> None:
+def test_the_predictor_answers_by_what_is_asked(run, square_worlds) -> None:
     family, trainer, _, _ = run
     predictor = family.predictor(family.finished(trainer.averaged), torch.device('cpu'))
-    world = Feed().next()
+    world = square_worlds().next()
     image = np.ascontiguousarray(world.rgb[:64, :64])
     for name in sorted({CLASS_NAMES[label - 1] for label in np.unique(world.labels[:64, :64])}):
         before, after = (predictor.probability(image, class_prompts(name, name, positive))
@@ -145,13 +130,13 @@ def test_the_predictor_answers_by_what_is_asked(run) -> None:
         assert before[where].mean() > after[where].mean()
 
 
-def test_fpseg_calls_nothing_safe_that_was_not_asked_for(run) -> None:
+def test_fpseg_calls_nothing_safe_that_was_not_asked_for(run, square_worlds) -> None:
     family, trainer, _, _ = run
     if family.name != 'fpseg':
         # Only its classes are independent of each other.
         return
     predictor = family.predictor(trainer.averaged, torch.device('cpu'))
-    world = Feed().next()
+    world = square_worlds().next()
     labels = world.labels[:64, :64]
     image = np.ascontiguousarray(world.rgb[:64, :64])
     probability = predictor.probability(image, PromptSet(('grass',), ('water',)))
