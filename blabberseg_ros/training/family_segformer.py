@@ -2,7 +2,8 @@
 """Training of the demonstration Segformer."""
 
 import random
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class SegformerLesson(ClosedLesson):
         """
         features, x = [], pixels
         given = torch.empty(0)
-        for index, stage in enumerate(self._model.stages):
+        for index, stage in enumerate(cast(Iterable[Stage], self._model.stages)):
             x = stage.embedding(x)
             if index == _ADOPTING_STAGE:
                 given = x
@@ -119,7 +120,7 @@ class SegformerFamily(ClosedFamily):
 
 
 def _adopting_stage(model: Segformer) -> Stage:
-    return model.stages[_ADOPTING_STAGE]  # type: ignore[return-value]
+    return cast(Stage, model.stages[_ADOPTING_STAGE])
 
 
 FAMILY = SegformerFamily
