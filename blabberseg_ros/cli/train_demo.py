@@ -80,7 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.continue_from is not None:
         start, earlier_steps = _start(arguments.continue_from, config)
         config = replace(config, earlier_steps=earlier_steps)
-    tower = _tower(arguments.tower_from) if arguments.tower_from is not None else None
+    tower = None
+    if arguments.tower_from is not None:
+        tower, tower_name = _tower(arguments.tower_from)
+        config = replace(config, tower=tower_name)
     torch.set_float32_matmul_precision('high')
     torch.backends.cudnn.benchmark = True
     Session(config, arguments.out, device, arguments.workers, arguments.real_frames, start,
@@ -130,8 +133,8 @@ def _start(path: Path, config: 'TrainConfig') -> 'tuple[nn.Module, int]':
     return model, earlier_steps
 
 
-def _tower(path: Path) -> 'ClipSeg':
-    """Return the CLIPSeg of a bundle.
+def _tower(path: Path) -> 'tuple[ClipSeg, str]':
+    """Return the CLIPSeg of a bundle, and the bundle's name.
 
     Raises:
         ParameterError: it is of another family.
@@ -140,10 +143,11 @@ def _tower(path: Path) -> 'ClipSeg':
     from blabberseg_ros.models.clipseg import ClipSeg
     from blabberseg_ros.models.families import load_network
 
-    network = load_network(load_bundle(path))
+    bundle = load_bundle(path)
+    network = load_network(bundle)
     if not isinstance(network, ClipSeg):
         raise ParameterError(f'{path} is no CLIPSeg; --tower-from takes a bundle of that family')
-    return network
+    return network, bundle.manifest.name
 
 
 def _export(checkpoint: Path, out: Path) -> int:

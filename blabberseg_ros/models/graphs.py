@@ -100,6 +100,7 @@ def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
     model = program.model
     optimize_ir(model, should_fold=_should_fold)
     learned = _use_stored_weights(model.graph, stored_tensors(weights), weights)
+    _share_constants(model.graph)
     _name_axes(model.graph, inputs)
     if half is not None:
         copy = model.clone()
@@ -190,6 +191,20 @@ def _use_stored_weights(graph: ir.Graph, stored: dict[str, StoredTensor],
         if value.dtype is not None and value.dtype != weight.dtype:
             _cast_after_load(graph, value, stored=weight.dtype, computed=value.dtype)
     return frozenset(used)
+
+
+def _share_constants(graph: ir.Graph) -> None:
+    """Keep once what several layers have alike and no weights file holds, tables of places say."""
+    first: dict[tuple, ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or isinstance(tensor, ir.ExternalTensor):
+            continue
+        known = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+        if known is not value:
+            for node, index in list(value.uses()):
+                node.replace_input_with(index, known)
+            del graph.initializers[name]
 
 
 def _cast_after_load(graph: ir.Graph, value: ir.Value, *, stored: ir.DataType,

@@ -12,9 +12,9 @@ _HEAD = """# {name}
 It shows how the software works; on real ground it is often wrong.
 
 - Architecture: {title}, {architecture}.
-- Trained from scratch by `blabberseg train-demo` on {worlds} worlds of `blabberseg_ros.sim`,
-  seed {seed}, {steps} updates of {batch_size} images. No photograph and no published weights went
-  into it. Weights: Apache-2.0, as the code.
+- Trained {start} by `blabberseg train-demo` on {worlds} worlds of
+  `blabberseg_ros.sim`, seed {seed}, {steps} updates of {batch_size} images. No photograph and no
+  published weights went into it. Weights: Apache-2.0, as the code.
 - Language: {language}.
 """
 _SAFETY_TITLE = '## Safe and unsafe ground'
@@ -59,10 +59,13 @@ def write_card(name: str, title: str, architecture: str, language: str, config: 
         config: of the training run.
         metrics: what `judging.judge` measured; None: not measured yet.
     """
-    worlds = config.worlds.skip + worlds_needed(config.optimiser.steps - 1, config)
+    worlds = worlds_needed(config.optimiser.steps - 1, config)
+    if config.earlier_steps:
+        worlds += config.worlds.skip
+    start = f'from the towers of `{config.tower}`' if config.tower else 'from scratch'
     text = _HEAD.format(
         name=name, title=title, architecture=architecture, language=language,
-        worlds=worlds, seed=config.seed, steps=config.all_steps,
+        start=start, worlds=worlds, seed=config.seed, steps=config.all_steps,
         batch_size=config.optimiser.batch_size)
     if metrics is None:
         return text + '\nNot measured yet: run `blabberseg evaluate-demo`.\n'

@@ -139,12 +139,14 @@ class TrainConfig:
         family: of the network, one of `FAMILIES`.
         seed: of everything that is random.
         earlier_steps: updates of the runs that this one continues.
+        tower: name of the CLIPSeg bundle whose towers the network started with; empty for none.
         model: sizes of the network, the family's own configuration.
     """
 
     family: str = 'clipseg'
     seed: int = 0
     earlier_steps: int = 0
+    tower: str = ''
     worlds: WorldsConfig = field(default_factory=WorldsConfig)
     crops: CropsConfig = field(default_factory=CropsConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)

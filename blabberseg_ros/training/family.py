@@ -130,7 +130,7 @@ class Family(ABC):
         export_bundle(
             model.cpu(), folder, name=bundle_name(self.name), storage='fp16',
             source=f'blabberseg train-demo, seed {config.seed}, {config.all_steps} updates; '
-                   'trained from scratch on the procedural world of blabberseg_ros.sim',
+                   'trained on the procedural world of blabberseg_ros.sim alone',
             licence='Apache-2.0', **self.vocabulary_files(),
             card=write_card(bundle_name(self.name), title, self.architecture(config),
                             self.language, config, metrics))
