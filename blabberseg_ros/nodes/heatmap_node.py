@@ -284,9 +284,7 @@ class HeatmapNode(LifecycleNode):
                                   'prompt parameters')
             template = request.prompt_template or self._values.prompt_template
             prompts = PromptSet(tuple(request.positive), tuple(request.negative), template)
-            change = _result(
-                self._submit_prompts(prompts), ENCODE_TIMEOUT_S,
-                f'the prompts were not encoded within {ENCODE_TIMEOUT_S:g} s and are not in use')
+            change = self._change_prompts(prompts)
         except Exception as error:  # as above
             response.success = False
             response.message = _reason(error)
@@ -326,6 +324,21 @@ class HeatmapNode(LifecycleNode):
                 self._submit_prompts(self._values.prompts)
         return result
 
+    def _change_prompts(self, prompts: PromptSet) -> PromptChange:
+        """Put prompts into use.
+
+        Raises:
+            EngineError: encoding takes too long; the prompts do not come into use any more.
+        """
+        future = self._submit_prompts(prompts)
+        try:
+            return future.result(ENCODE_TIMEOUT_S)
+        except FutureTimeoutError:
+            if not future.cancel():  # they come into use at this very moment
+                return future.result()
+        raise EngineError(
+            f'the prompts were not encoded within {ENCODE_TIMEOUT_S:g} s and are not in use')
+
     def _submit_prompts(self, prompts: PromptSet) -> 'Future[PromptChange]':
         future = self._worker.set_prompts(prompts)
         future.add_done_callback(self._prompts_settled)
@@ -333,16 +346,14 @@ class HeatmapNode(LifecycleNode):
 
     def _prompts_settled(self, future: 'Future[PromptChange]') -> None:
         """Let the parameters show what is in use, whether the change came about or not."""
-        if future.cancelled():
-            return
-        error = future.exception()
+        error = None if future.cancelled() else future.exception()
         if isinstance(error, Withdrawn):
             return
         if error is not None:
             self.get_logger().error(f'the prompts stay as they were: {error}')
-        else:
-            message = future.result().report.message
-            self.get_logger().info('new prompts are in use' + (f': {message}' if message else ''))
+        elif not future.cancelled():
+            self.get_logger().info('; '.join(filter(None, (
+                'new prompts are in use', future.result().report.explanation))))
         # A change that has been asked for since then is what the parameters show already.
         with self._values_lock:
             change = self._worker.prompts

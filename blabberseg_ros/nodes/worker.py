@@ -28,6 +28,7 @@ MAX_WAITING_REQUESTS = 8
 # Then one prompt of a waiting change is encoded, or busy clients would put it off for ever.
 REQUESTS_IN_A_ROW = 4
 WARM_UP_PX = 352
+_SHUTTING_DOWN = 'not answered, because the node is shutting down'
 
 T = TypeVar('T')
 # Gives a caller what has been worked out for it.
@@ -131,10 +132,10 @@ class Worker:
         self._frame: Frame | None = None
         self._frame_turn = False
         self._requests_in_a_row = 0
-        self._frame_due_s = 0.0
+        self._frame_started_s = float('-inf')
+        self._min_period_s = 0.0
         self._stopping = False
         self._prompts: PromptChange | None = None
-        self.min_period_s = 0.0  # from one stream frame to the next
         self.dropped_frames = 0  # stream frames that a newer one replaced
         self._thread = threading.Thread(target=self._run, name='segmenter', daemon=True)
         self._thread.start()
@@ -147,7 +148,19 @@ class Worker:
     @property
     def changing(self) -> bool:
         """Return whether a prompt set is being encoded, or waits for it."""
-        return self._encoding is not None or self._next_encoding is not None
+        return any(encoding is not None and not encoding.future.cancelled()
+                   for encoding in (self._encoding, self._next_encoding))
+
+    @property
+    def min_period_s(self) -> float:
+        """Return the shortest time from the start of one stream frame to that of the next."""
+        return self._min_period_s
+
+    @min_period_s.setter
+    def min_period_s(self, period_s: float) -> None:
+        with self._changed:
+            self._min_period_s = period_s
+            self._changed.notify()
 
     @property
     def waiting(self) -> int:
@@ -184,7 +197,7 @@ class Worker:
     def deactivate(self) -> 'Future[None]':
         """Free the device; what waits is refused."""
         def work() -> None:
-            self._refuse_waiting('the node is being deactivated')
+            self._refuse_waiting('not answered, because the node is being deactivated')
             self._keeper.deactivate()
 
         return self._submit(work)
@@ -228,14 +241,19 @@ class Worker:
     def set_prompts(self, prompts: PromptSet) -> 'Future[PromptChange]':
         """Encode a prompt set and then put it into use; until then the old one serves.
 
-        The set being encoded is finished. One that waits behind it is superseded by a newer one
-        and its future raises Withdrawn.
+        The set being encoded is finished, unless its future is cancelled: then it never comes
+        into use. One that waits behind it is superseded by a newer one and its future raises
+        Withdrawn.
         """
         encoding = _Encoding(prompts, Future(), in_parts(prompts, 1))
         with self._changed:
-            superseded, self._next_encoding = self._next_encoding, encoding
-            self._changed.notify()
-        if superseded is not None:
+            stopping = self._stopping
+            if not stopping:
+                superseded, self._next_encoding = self._next_encoding, encoding
+                self._changed.notify()
+        if stopping:
+            _fail(encoding.future, Withdrawn(_SHUTTING_DOWN))
+        elif superseded is not None:
             _fail(superseded.future, Withdrawn(
                 'these prompts were not put into use, because a later change replaced them while '
                 'they waited'))
@@ -253,15 +271,19 @@ class Worker:
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._refuse_waiting('the node is shutting down')
+        self._refuse_waiting(_SHUTTING_DOWN)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _submit(self, work: Callable[[], T]) -> 'Future[T]':
         future: Future[T] = Future()
         with self._changed:
-            self._control.append((work, future))
-            self._changed.notify()
+            stopping = self._stopping
+            if not stopping:
+                self._control.append((work, future))
+                self._changed.notify()
+        if stopping:
+            _fail(future, Withdrawn(_SHUTTING_DOWN))
         return future
 
     def _run(self) -> None:
@@ -282,7 +304,7 @@ class Worker:
             except Exception as error:
                 self._warn(f'internal error in the worker, work goes on: {error!r}')
             del step
-        self._refuse_waiting('the node is shutting down')
+        self._refuse_waiting(_SHUTTING_DOWN)
         try:
             self._close()
         except Exception as error:
@@ -304,7 +326,8 @@ class Worker:
                     self._requests_in_a_row += 1
                     return lambda: self._run_request(request)
                 self._requests_in_a_row = 0
-                frame_in_s = self._frame_due_s - time.monotonic() if self._frame else None
+                frame_in_s = (self._frame_started_s + self._min_period_s - time.monotonic()
+                              if self._frame else None)
                 frame_due = frame_in_s is not None and frame_in_s <= 0
                 if self._encoding is not None and (
                         starving or not (frame_due and self._frame_turn)):
@@ -312,7 +335,7 @@ class Worker:
                     return lambda: self._encode_step(encoding)
                 if frame_due and self._frame is not None:
                     frame, self._frame, self._frame_turn = self._frame, None, False
-                    self._frame_due_s = time.monotonic() + self.min_period_s
+                    self._frame_started_s = time.monotonic()
                     return lambda: self._run_frame(frame)
                 self._changed.wait(frame_in_s)
             return None
@@ -341,6 +364,9 @@ class Worker:
 
     def _encode_step(self, encoding: _Encoding) -> Reply:
         """Encode one more prompt of a set; after the last one the set comes into use."""
+        if encoding.future.cancelled():
+            self._claim(encoding)
+            return _no_reply
         try:
             part = next(encoding.steps, None)
             report = self._keeper.encode(part or encoding.prompts)
@@ -351,11 +377,25 @@ class Worker:
             report = replace(report, encoded=encoding.encoded, encode_ms=encoding.encode_ms)
             change = PromptChange(encoding.prompts, report, self._clock_ns())
         except Exception as error:
-            self._encoding = None
-            return partial(_fail, encoding.future, error)
-        self._encoding = None
+            if not self._claim(encoding):
+                return _no_reply
+            return partial(encoding.future.set_exception, error)
+        if not self._claim(encoding):
+            return _no_reply
         self._prompts = change
-        return _answer(encoding.future, lambda: change)
+        return partial(encoding.future.set_result, change)
+
+    def _claim(self, encoding: _Encoding) -> bool:
+        """Take a set out of work; return whether its caller is there and is ours to answer.
+
+        From then on the caller cannot give up any more, nor `stop` refuse it: whoever is told that
+        a set is not in use is told the truth.
+        """
+        with self._changed:
+            if self._encoding is not encoding:
+                return False
+            self._encoding = None
+            return encoding.future.set_running_or_notify_cancel()
 
     def _segment(self, image: np.ndarray, prompts: PromptSet | None, fusion: FusionOptions, *,
                  with_probability: bool = False, deadline_s: float = float('inf')) -> Segmented:
@@ -384,7 +424,7 @@ class Worker:
             self._requests.clear()
             self._encoding = self._next_encoding = self._frame = None
         for future in waiting:
-            _fail(future, Withdrawn(f'not answered, because {reason}'))
+            _fail(future, Withdrawn(reason))
 
 
 def _no_reply() -> None:

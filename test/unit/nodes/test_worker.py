@@ -412,3 +412,82 @@ def test_figures_are_settled_before_the_caller_is_answered(puppet, warnings):
     assert worker.stop(WAIT_S)
     assert not done_too_early
     assert not warnings
+
+
+def test_a_change_given_up_never_comes_into_use(worker, puppet):
+    first = hold(worker, puppet)
+    waiting = worker.set_prompts(NEW)
+    assert waiting.cancel()
+    assert not worker.changing
+    puppet.gate.set()
+    first.result(WAIT_S)
+    last = PromptSet(('last',), ('bad',))
+    worker.set_prompts(last).result(WAIT_S)
+    assert worker.prompts.prompts == last
+    assert puppet.log == ['segment 99 old', 'encode 1', 'encode 0'], 'nothing of NEW was encoded'
+
+
+@pytest.mark.parametrize('step', [1, 4])
+def test_a_change_given_up_while_it_is_encoded_never_comes_into_use(
+        worker, puppet, monkeypatch, step):
+    """The last step is as good as any other: what was given up is not in use."""
+    encode, calls = puppet.encode, []
+
+    def encode_and_give_up(prompts):
+        calls.append(prompts)
+        if len(calls) == step:
+            assert change.cancel()
+        return encode(prompts)
+
+    monkeypatch.setattr(puppet, 'encode', encode_and_give_up)
+    first = hold(worker, puppet)
+    change = worker.set_prompts(NEW)
+    puppet.gate.set()
+    first.result(WAIT_S)
+    answers = [worker.segment(image(), None, FUSION, WAIT_S).result(WAIT_S) for _ in range(20)]
+    assert {answer.prompts for answer in answers} == {OLD}
+    assert len(calls) == step
+
+
+def test_stopping_in_the_last_step_of_a_change_answers_it_once(worker, puppet, warnings,
+                                                               monkeypatch, caplog):
+    encode, calls, entered = puppet.encode, [], threading.Event()
+
+    def encode_slowly(prompts):
+        calls.append(prompts)
+        if len(calls) == 4:
+            entered.set()
+            assert puppet.gate.wait(WAIT_S)
+        return encode(prompts)
+
+    monkeypatch.setattr(puppet, 'encode', encode_slowly)
+    puppet.gate.clear()
+    change = worker.set_prompts(NEW)
+    assert entered.wait(WAIT_S)
+    assert worker.stop(0.01) is False
+    with pytest.raises(Withdrawn, match='shutting down'):
+        change.result(WAIT_S)
+    puppet.gate.set()
+    assert worker.stop(WAIT_S)
+    assert not warnings
+    assert not caplog.records
+
+
+def test_after_the_stop_everything_is_refused(worker):
+    assert worker.stop(WAIT_S)
+    for future in (worker.set_prompts(NEW), worker.activate(), worker.close()):
+        with pytest.raises(Withdrawn, match='shutting down'):
+            future.result(0)
+
+
+def test_a_higher_rate_takes_effect_at_once(worker):
+    worker.min_period_s = 1000.0
+    first, second = threading.Event(), threading.Event()
+    worker.offer(Frame(lambda: image(1), FUSION, False, lambda _: first.set(), print))
+    assert first.wait(WAIT_S)
+    worker.offer(Frame(lambda: image(2), FUSION, False, lambda _: second.set(), print))
+    # The frame waits for its time when the time changes.
+    worker.segment(image(), None, FUSION, WAIT_S).result(WAIT_S)
+    assert not second.is_set()
+    worker.min_period_s = 0.0
+    assert second.wait(WAIT_S)
