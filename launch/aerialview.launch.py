@@ -2,14 +2,15 @@
 """Fly over a simulated landscape: aerial camera, heatmap node and, on request, DOVESEI's lander.
 
 `ros2 launch blabberseg_ros aerialview.launch.py --show-args` lists the arguments. Each is passed
-on to every node that has it as a parameter, in the type of its default.
+on to every node that has it as a parameter, in the type of its default; those of the model only
+where they are given, so that a params_file decides otherwise.
 """
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, Shutdown
+from launch import Condition, LaunchDescription
+from launch.actions import DeclareLaunchArgument, GroupAction, Shutdown
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
-from launch_ros.actions import Node
+from launch_ros.actions import Node, SetParameter, SetParametersFromFile
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
@@ -29,16 +30,15 @@ ARGUMENTS = {
     'rate_hz': (10.0, 'frames per second'),
     'z_init': (100.0, 'altitude at the start in metres'),
     'gust_m_s': (0.0, 'drift by wind, standard deviation'),
-    # Model.
-    'bundle': ('auto', 'model: folder or name of a bundle; auto: demonstration of the backend'),
-    'backend': ('auto', 'model family: clipseg, lseg, fpseg or segformer; auto: of the bundle'),
-    'engine': ('auto', 'what runs the model; `blabberseg doctor` lists the names'),
-    'device': ('auto', 'where it runs: auto, cpu or cuda'),
-    'prompts_file': (
-        '', 'YAML file with positive, negative and template; empty: those of params_file'),
+    # Model. Empty: as in params_file.
+    'bundle': ('', 'model: folder or name of a bundle; auto: demonstration of the backend'),
+    'backend': ('', 'model family: clipseg, lseg, fpseg or segformer; auto: of the bundle'),
+    'engine': ('', 'what runs the model; `blabberseg doctor` lists the names'),
+    'device': ('', 'where it runs: auto, cpu or cuda'),
+    'prompts_file': ('', 'YAML file with positive, negative and template'),
     'classes_file': ('', 'FPSeg: file of classes besides those of the bundle'),
-    'decode_budget_ms': (0.0, 'FPSeg: time for the classes of a frame in ms; 0: no limit'),
-    'stream': ('auto', 'work on camera frames: auto (while somebody subscribes), always or off'),
+    'decode_budget_ms': ('', 'FPSeg: time for the classes of a frame in ms; 0: no limit'),
+    'stream': ('', 'work on camera frames: auto (while somebody subscribes), always or off'),
     # Fusion.
     'safety_threshold': (0.85, 'probability from which the search for a threshold starts'),
     'min_threshold': (0.3, 'floor of that search; 0: none, as in DOVESEI'),
@@ -73,13 +73,16 @@ ARGUMENTS = {
     'max_landing_time_sec': (300, 'seconds over which it becomes less choosy'),
     'min_conservative_gain': (0.5, 'how choosy it stays'),
     'sensor_warm_up_cycles': (5, 'heatmaps that are ignored at the start'),
+    'savefile': ('', 'JSON file of its flight, without the suffix; empty: none'),
 }
 
 CAMERA = ('source', 'seed', 'family', 'width_px', 'height_px', 'fov', 'rate_hz', 'z_init',
           'gust_m_s', 'depth_topic', 'twist_topic')
-HEATMAP = ('bundle', 'backend', 'engine', 'device', 'prompts_file', 'classes_file',
-           'decode_budget_ms', 'stream', 'img_topic',
-           'safety_threshold', 'min_threshold', 'dynamic_threshold', 'blur_kernel_size')
+MODEL_TEXTS = (
+    'bundle', 'backend', 'engine', 'device', 'prompts_file', 'classes_file', 'stream')
+MODEL_NUMBERS = ('decode_budget_ms',)
+HEATMAP = ('img_topic', 'safety_threshold', 'min_threshold', 'dynamic_threshold',
+           'blur_kernel_size')
 LANDER = (
     'img_topic', 'depth_topic', 'twist_topic', 'heatmap_topic', 'depth_proj_topic',
     'positive_prompts', 'negative_prompts', 'prompt_engineering', 'safety_threshold',
@@ -105,6 +108,18 @@ def parameters(names: tuple[str, ...], **renamed: str) -> dict[str, ParameterVal
         for parameter, argument in arguments.items()}
 
 
+def set_if_given(name: str, quote: str) -> SetParameter:
+    """Set a parameter of the nodes that follow in the group, unless its argument is empty.
+
+    Args:
+        name: of parameter and argument.
+        quote: goes round the value, so that a text like `off` is not read as a bool.
+    """
+    return SetParameter(
+        name, ParameterValue([quote, LaunchConfiguration(name), quote], value_type=str),
+        condition=Condition(predicate=lambda context: context.launch_configurations[name] != ''))
+
+
 def generate_launch_description() -> LaunchDescription:
     """Declare the arguments and the nodes. When one node ends, all end."""
     others = PathJoinSubstitution(
@@ -116,19 +131,29 @@ def generate_launch_description() -> LaunchDescription:
             'lander', default_value='false',
             description="start DOVESEI's lander as well; its workspace must be sourced"),
         DeclareLaunchArgument(
+            'debug', default_value='', choices=['', 'debug'],
+            description="lander's word for a flight without velocity commands"),
+        DeclareLaunchArgument(
             'params_file', default_value=others,
-            description='all other parameters of the heatmap node; the arguments above win'),
+            description='all other parameters of the heatmap node; what is given above wins'),
         Node(
             package='blabberseg_ros', executable='aerial_camera', name='aerial_camera',
             output='screen', on_exit=Shutdown(),
             parameters=[parameters(CAMERA, rgb_topic='img_topic')]),
-        Node(
-            package='blabberseg_ros', executable='clipseg_node', name='generate_landing_heatmap',
-            output='screen', on_exit=Shutdown(),
-            parameters=[LaunchConfiguration('params_file'), parameters(HEATMAP)]),
+        GroupAction([
+            SetParametersFromFile(LaunchConfiguration('params_file')),
+            *(set_if_given(name, "'") for name in MODEL_TEXTS),
+            *(set_if_given(name, '') for name in MODEL_NUMBERS),
+            Node(
+                package='blabberseg_ros', executable='clipseg_node',
+                name='generate_landing_heatmap', output='screen', on_exit=Shutdown(),
+                parameters=[parameters(HEATMAP)]),
+        ]),
         Node(
             package='ros2_open_voc_landing_heatmap', executable='lander_publisher',
             name='landing_module', output='screen', on_exit=Shutdown(),
             condition=IfCondition(LaunchConfiguration('lander')),
+            arguments=[LaunchConfiguration('debug'),
+                       ['savefile=', LaunchConfiguration('savefile')]],
             parameters=[parameters(LANDER, seg_dynamic_threshold='dynamic_threshold')]),
     ])

@@ -207,9 +207,10 @@ def test_launch_file_only_declares():
 
 def test_launch_arguments_are_declared_and_used():
     arguments = literal(LAUNCH_FILE, 'ARGUMENTS')
-    used = {name for table in ('CAMERA', 'HEATMAP', 'LANDER')
+    used = {name for table in ('CAMERA', 'HEATMAP', 'MODEL_TEXTS', 'MODEL_NUMBERS', 'LANDER')
             for name in literal(LAUNCH_FILE, table)}
-    used |= {'dynamic_threshold'}  # the lander calls it seg_dynamic_threshold
+    used |= {'dynamic_threshold',  # the lander calls it seg_dynamic_threshold
+             'savefile'}           # a word of its command line
     assert used == set(arguments)
     assert all(meaning for _, meaning in arguments.values())
 
@@ -223,6 +224,10 @@ def test_launch_arguments_have_the_type_of_the_parameter():
         for name in literal(LAUNCH_FILE, table):
             assert type(arguments[name][0]) is type(getattr(defaults, name)), name
     assert CameraParameters().rgb_topic == arguments['img_topic'][0]
+    for table, kind in (('MODEL_TEXTS', str), ('MODEL_NUMBERS', float)):
+        for name in literal(LAUNCH_FILE, table):
+            assert isinstance(getattr(HeatmapParameters(), name), kind), name
+            assert arguments[name][0] == '', 'params_file decides unless one is given'
 
 
 def test_launch_gives_the_lander_the_values_of_doveseis_aerial_launch():
@@ -244,7 +249,7 @@ def test_launch_description_is_generated():
     import runpy
     description = runpy.run_path(str(LAUNCH_FILE))['generate_launch_description']()
     declared = {argument.name for argument in description.get_launch_arguments()}
-    assert set(literal(LAUNCH_FILE, 'ARGUMENTS')) | {'lander', 'params_file'} <= declared
+    assert set(literal(LAUNCH_FILE, 'ARGUMENTS')) | {'lander', 'debug', 'params_file'} <= declared
 
 
 @pytest.mark.parametrize('family', FAMILIES)
