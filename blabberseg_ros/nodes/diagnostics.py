@@ -16,6 +16,9 @@ from blabberseg_ros.heatmap import Heatmap, Timings
 # a topic after 1 s.
 AGE_WARN_S = 0.5
 AGE_ERROR_S = 1.0
+# A stamp further away is of another clock: a recording played without its own, a simulator's time
+# without use_sim_time, a camera that counts from its start. Its age says nothing.
+OTHER_CLOCK_S = 3600.0
 RATE_WINDOW_S = 5.0
 MAX_RATE_HZ = 1000
 WINDOW = 256
@@ -57,6 +60,7 @@ class NodeState:
         waiting_requests: requests in the queue.
         prompts: number of prompts in use.
         model: what is loaded.
+        min_period_s: shortest time between two frames that are worked on.
     """
 
     lifecycle: str
@@ -67,6 +71,22 @@ class NodeState:
     waiting_requests: int
     prompts: int
     model: ModelState
+    min_period_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StreamAges:
+    """How old things are while streaming, in seconds; None: there is none, or nothing streams.
+
+    Attributes:
+        frame_s: since the last frame that could be used came, or since the streaming began.
+        unanswered_s: since the first frame came that has not been answered, nor one after it.
+        stamp_s: since the stamp of the last frame.
+    """
+
+    frame_s: float | None = None
+    unanswered_s: float | None = None
+    stamp_s: float | None = None
 
 
 class Statistics:
@@ -84,17 +104,31 @@ class Statistics:
         self._answered_s: deque[float] = deque(maxlen=round(RATE_WINDOW_S * MAX_RATE_HZ))
         self._counts: Counter[str] = Counter()
         self._last_frame_s: float | None = None
+        self._stamped_s: float | None = None
+        self._unanswered_since_s: float | None = None
         self._streaming_since_s: float | None = None
+        self._late_requests = 0
         self._last_failure = ''
+        self._last_message = ''
 
     @property
     def last_failure(self) -> str:
         """Return why the last request or frame was refused."""
         return self._last_failure
 
+    @property
+    def late_requests(self) -> int:
+        """Return how many requests were not answered in time since the last that was answered."""
+        return self._late_requests
+
     def answered(self, heatmap: Heatmap, kind: str) -> None:
         """Count an answer of kind `requests` or `frames`."""
         with self._lock:
+            if kind == 'frames':
+                self._unanswered_since_s = None
+            else:
+                self._late_requests = 0
+            self._last_message = heatmap.message
             self._counts[f'{kind}_answered'] += 1
             self._counts['image_cache_hits'] += heatmap.cache_hits.image
             self._counts['prompt_cache_hits'] += heatmap.cache_hits.prompts
@@ -102,10 +136,17 @@ class Statistics:
             self._timings.append(heatmap.timings)
             self._answered_s.append(self._clock())
 
-    def refused(self, kind: str, reason: str) -> None:
-        """Count a request or frame that could not be answered."""
+    def refused(self, kind: str, reason: str, late: bool = False) -> None:
+        """Count a request or frame that could not be answered.
+
+        Args:
+            kind: `requests` or `frames`.
+            reason: for the user.
+            late: whether it was a request whose time was up.
+        """
         with self._lock:
             self._counts[f'{kind}_refused'] += 1
+            self._late_requests += late
             self._last_failure = reason
 
     def count(self, name: str) -> None:
@@ -113,24 +154,35 @@ class Statistics:
         with self._lock:
             self._counts[name] += 1
 
-    def frame_arrived(self) -> None:
-        """Note that the camera is alive."""
-        with self._lock:
-            self._last_frame_s = self._clock()
+    def frame_arrived(self, stamp_age_s: float | None, awaited: bool) -> None:
+        """Note that the camera is alive.
 
-    def frame_age_s(self, streaming: bool) -> float | None:
-        """Return the time since the last frame that could be used, while streaming.
-
-        Before the first frame it is the time since the streaming began; None while idle.
+        Args:
+            stamp_age_s: time since the frame's stamp; None if it has no stamp.
+            awaited: whether the frame shall be answered.
         """
         with self._lock:
+            now_s = self._last_frame_s = self._clock()
+            self._stamped_s = None if stamp_age_s is None else now_s - stamp_age_s
+            if not awaited:
+                self._unanswered_since_s = None
+            elif self._unanswered_since_s is None:
+                self._unanswered_since_s = now_s
+
+    def ages(self, streaming: bool) -> StreamAges:
+        """Return how old things are; the time before the streaming began does not count."""
+        with self._lock:
             if not streaming:
-                self._streaming_since_s = None
-                return None
+                self._streaming_since_s = self._unanswered_since_s = None
+                return StreamAges()
+            now_s = self._clock()
             if self._streaming_since_s is None:
-                self._streaming_since_s = self._clock()
-            newest_s = max(self._streaming_since_s, self._last_frame_s or 0.0)
-            return self._clock() - newest_s
+                self._streaming_since_s = now_s
+            last_s = self._last_frame_s
+            if last_s is None or last_s < self._streaming_since_s:
+                return StreamAges(now_s - self._streaming_since_s)
+            return StreamAges(*(None if since_s is None else now_s - since_s for since_s in (
+                last_s, self._unanswered_since_s, self._stamped_s)))
 
     def values(self) -> dict[str, str]:
         """Return all figures as texts."""
@@ -144,17 +196,20 @@ class Statistics:
                          'image_cache_hits', 'prompt_cache_hits', 'prompts_encoded'):
                 values[name] = str(self._counts[name])
             values['last_failure'] = self._last_failure
+            values['last_message'] = self._last_message
         return {**values, **_latencies(timings)}
 
 
 def report(state: NodeState, statistics: Statistics, node_name: str) -> DiagnosticStatus:
     """Return the node's status: level, one sentence, and all figures."""
-    age_s = statistics.frame_age_s(state.streaming)
-    level, message = _verdict(state, age_s)
+    ages = statistics.ages(state.streaming)
+    level, message = _verdict(state, ages, statistics.last_failure)
     values = {
         'lifecycle': state.lifecycle,
         'streaming': str(state.streaming).lower(),
-        'last_frame_age_s': '' if age_s is None else f'{age_s:.3f}',
+        'last_frame_age_s': _seconds(ages.frame_s),
+        'last_stamp_age_s': _seconds(ages.stamp_s),
+        'unanswered_s': _seconds(ages.unanswered_s),
         'frames_dropped': str(state.dropped_frames),
         'retries': str(state.retries),
         'waiting_requests': str(state.waiting_requests),
@@ -175,16 +230,33 @@ def to_array(status: DiagnosticStatus, stamp: object) -> DiagnosticArray:
     return array
 
 
-def _verdict(state: NodeState, age_s: float | None) -> tuple[bytes, str]:
+def _seconds(age_s: float | None) -> str:
+    return '' if age_s is None else f'{age_s:.3f}'
+
+
+def _verdict(state: NodeState, ages: StreamAges, last_failure: str) -> tuple[bytes, str]:
     if state.problem:
         return ERROR, state.problem
     if state.lifecycle != 'active':
         return WARN, f'{state.lifecycle}: requests are answered with success=false'
-    if age_s is not None and age_s > AGE_ERROR_S:
-        return ERROR, f'no usable frame for {age_s:.1f} s; check the camera and img_topic'
-    if age_s is not None and age_s > AGE_WARN_S:
-        return WARN, f'no usable frame for {age_s:.1f} s'
-    return OK, 'active'
+    frame_s, stamp_s = ages.frame_s or 0.0, ages.stamp_s or 0.0
+    if abs(stamp_s) > OTHER_CLOCK_S:
+        stamp_s = 0.0
+    # One frame in each period is all that is asked for.
+    unanswered_s = (ages.unanswered_s or 0.0) - state.min_period_s
+    worst_s = max(frame_s, unanswered_s, stamp_s)
+    if worst_s <= AGE_WARN_S:
+        return OK, 'active'
+    if frame_s > AGE_WARN_S:
+        message = f'no usable frame for {frame_s:.1f} s; check the camera and img_topic'
+    elif unanswered_s > AGE_WARN_S:
+        message = (f'frames come, and none was answered for {ages.unanswered_s:.1f} s; '
+                   + (f'the last failure was: {last_failure}' if last_failure
+                      else 'the device is too slow or busy'))
+    else:
+        message = (f'the stamp of the last frame is {stamp_s:.1f} s old; check for delays on the '
+                   "way, and the camera's clock (use_sim_time)")
+    return (ERROR if worst_s > AGE_ERROR_S else WARN), message
 
 
 def _latencies(timings: list[Timings]) -> dict[str, str]:

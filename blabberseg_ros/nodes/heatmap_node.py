@@ -28,8 +28,8 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from blabberseg_ros.engines.choose import AUTO
-from blabberseg_ros.errors import BlabbersegError, EngineError
-from blabberseg_ros.heatmap import FusionOptions
+from blabberseg_ros.errors import BlabbersegError, Cancelled, EngineError
+from blabberseg_ros.heatmap import FusionOptions, Heatmap
 from blabberseg_ros.nodes.diagnostics import ModelState, NodeState, Statistics, report, to_array
 from blabberseg_ros.nodes.images import black_mask, to_message, to_rgb
 from blabberseg_ros.nodes.parameters import (
@@ -235,12 +235,10 @@ class HeatmapNode(LifecycleNode):
             response.heatmap = to_message(heatmap.mask, 'mono8', header)
             response.curr_threshold = float(heatmap.threshold)
             response.success = bool(heatmap.success)
-            self._statistics.answered(heatmap, 'requests')
-            if heatmap.message:
-                self.get_logger().info(heatmap.message, throttle_duration_sec=5.0)
+            self.note_answer(heatmap, 'requests')
         except Exception as error:  # a caller without an answer waits for ever
             reason = _reason(error)
-            self._statistics.refused('requests', reason)
+            self._statistics.refused('requests', reason, late=isinstance(error, Cancelled))
             self.get_logger().warning(f'request refused: {reason}', throttle_duration_sec=1.0)
             response.heatmap = black_mask(
                 image.width, image.height, header, self._values.max_megapixels)
@@ -264,9 +262,23 @@ class HeatmapNode(LifecycleNode):
                                           request.prompt_engineering)
         rgb = to_rgb(request.image, values.max_megapixels)
         future = self._worker.segment(rgb, prompts, fusion, values.request_timeout_s)
-        return _result(future, values.request_timeout_s,
-                       f'no answer within {values.request_timeout_s:g} s; the device is too slow '
-                       'or busy')
+        try:
+            return future.result(values.request_timeout_s)
+        except FutureTimeoutError:
+            future.cancel()
+            raise Cancelled(f'no answer within {values.request_timeout_s:g} s; the device is too '
+                            'slow or busy') from None
+
+    def note_answer(self, heatmap: Heatmap, kind: str) -> None:
+        """Count an answer, and log what is to be known about it.
+
+        Args:
+            heatmap: the answer.
+            kind: `requests` or `frames`.
+        """
+        self._statistics.answered(heatmap, kind)
+        if heatmap.message:
+            self.get_logger().warning(heatmap.message, throttle_duration_sec=5.0)
 
     def result_header(self, header: Header) -> Header:
         """Return the header of a result: the image's own, with another stamp if so wanted."""
@@ -375,15 +387,19 @@ class HeatmapNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         stamp = self.get_clock().now().to_msg()  # all figures are as new as it says, or newer
-        failures = self._worker.failures
-        problem = self._problem or (
-            f'the last {failures} images could not be segmented: '
-            f'{self._statistics.last_failure}' if failures else '')
+        failures, late = self._worker.failures, self._statistics.late_requests
+        problem = self._problem
+        if failures and not problem:
+            problem = (f'the last {failures} images could not be segmented: '
+                       f'{self._statistics.last_failure}')
+        elif late and not problem:
+            problem = (f'the last {late} requests were not answered in time: '
+                       f'{self._statistics.last_failure}')
         state = NodeState(
             lifecycle=self._lifecycle, streaming=self._stream.running, problem=problem,
             dropped_frames=self._worker.dropped_frames, retries=self._worker.retries,
             waiting_requests=self._worker.waiting, prompts=self._prompts_in_use(),
-            model=self._model)
+            model=self._model, min_period_s=self._values.min_period_s)
         status = report(state, self._statistics, self.get_name())
         self._diagnostics.publish(to_array(status, stamp))
 
@@ -400,19 +416,6 @@ class HeatmapNode(LifecycleNode):
         self._model = ModelState(
             segmenter.bundle.manifest.name, segmenter.engine_name, segmenter.precision,
             counts.image_encoder, counts.text_encoder, counts.decoder)
-
-
-def _result(future: 'Future[T]', timeout_s: float, too_late: str) -> T:
-    """Wait for the worker.
-
-    Raises:
-        EngineError: it took too long; the work is withdrawn unless it has begun.
-    """
-    try:
-        return future.result(timeout_s)
-    except FutureTimeoutError:
-        future.cancel()
-        raise EngineError(too_late) from None
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,7 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from builtin_interfaces.msg import Time as TimeMessage
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.time import Time
@@ -90,10 +91,14 @@ class Stream:
     def _on_image(self, message: Any) -> None:
         try:
             self._statistics.count('frames_received')
-            if self._is_out_of_date(message.header):
+            stamp = message.header.stamp
+            age_s = self._age_s(stamp)
+            if self._is_out_of_date(age_s):
                 return
-            self._statistics.frame_arrived()
-            if self.running:
+            running = self.running
+            self._statistics.frame_arrived(
+                age_s if stamp.sec or stamp.nanosec else None, awaited=running)
+            if running:
                 self._worker.offer(Frame(
                     lambda: self._pixels(message), self._node.values.fusion,
                     self._probability.get_subscription_count() > 0,
@@ -103,16 +108,19 @@ class Stream:
 
     def _pixels(self, message: Any) -> np.ndarray | None:
         """Return the frame, unless it has become too old or unwanted while it waited."""
-        if not self.running or self._is_out_of_date(message.header):
+        if not self.running or self._is_out_of_date(self._age_s(message.header.stamp)):
             return None
         pixels: np.ndarray = self._decode(message, self._node.values.max_megapixels)
         return pixels
 
-    def _is_out_of_date(self, header: Header) -> bool:
+    def _age_s(self, stamp: TimeMessage) -> float:
+        """Return the time since a stamp, negative for one in the future."""
+        return (self._node.get_clock().now().nanoseconds
+                - Time.from_msg(stamp).nanoseconds) / NANOSECONDS_PER_SECOND
+
+    def _is_out_of_date(self, age_s: float) -> bool:
         """Return whether a stamp is too old or too far ahead, and count it."""
         values = self._node.values
-        age_s = (self._node.get_clock().now().nanoseconds
-                 - Time.from_msg(header.stamp).nanoseconds) / NANOSECONDS_PER_SECOND
         if values.max_frame_age_s and age_s > values.max_frame_age_s:
             self._statistics.count('frames_stale')
             return True
@@ -124,7 +132,7 @@ class Stream:
     def _publish(self, answer: Segmented, capture: Header) -> None:
         heatmap = answer.heatmap
         header = self._node.result_header(capture)
-        self._statistics.answered(heatmap, 'frames')
+        self._node.note_answer(heatmap, 'frames')
         if self._heatmap.get_subscription_count():
             self._heatmap.publish(to_message(heatmap.mask, 'mono8', header))
         if heatmap.probability is not None:

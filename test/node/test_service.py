@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
 from harness import NAME, heatmap_request, mask_of, scene
 from live_nodes import READING
 from ros2_open_voc_landing_heatmap_srv.srv import GetLandingHeatmap
@@ -101,6 +102,25 @@ def test_min_threshold_is_a_floor_for_requests(live):
         assert live.set_parameters(min_threshold=0.0).successful
     assert refused.success is False
     assert not mask_of(refused).any()
+
+
+@pytest.mark.parametrize('family', READING, scope='session')
+def test_requests_that_are_never_answered_in_time_are_told(live):
+    # No machine reads and decodes hundreds of new prompts within a tenth of a second.
+    slow = {'positive_prompts': 'grass', 'prompt_engineering': '{} too late',
+            'negative_prompts': ';'.join(f'thing {index}' for index in range(255))}
+    assert live.set_parameters(request_timeout_s=0.1).successful
+    try:
+        late = live.heatmap(scene(2000, 3000), **slow)
+    finally:
+        assert live.set_parameters(request_timeout_s=4.0).successful
+    assert late.success is False
+    assert not mask_of(late).any()
+    status, _ = live.diagnostics()
+    assert status.level == DiagnosticStatus.ERROR
+    assert 'not answered in time' in status.message
+    assert live.heatmap().success
+    live.diagnostics(lambda status, values: status.level == DiagnosticStatus.OK)
 
 
 @pytest.mark.parametrize('family', READING, scope='session')

@@ -226,12 +226,52 @@ def test_age_of_the_last_frame_is_watched(live, camera, listen):
     live.diagnostics(lambda status, values: reports.append((status, values))
                      or status.level == DiagnosticStatus.ERROR)
     for status, values in reports:
-        age_s = float(values['last_frame_age_s'])
+        age_s = max(float(values['last_frame_age_s']), float(values['last_stamp_age_s']))
         if 0.501 < age_s < 0.999:
             assert status.level == DiagnosticStatus.WARN
         assert (status.level == DiagnosticStatus.OK) <= (age_s < 0.501)
         assert (status.level == DiagnosticStatus.ERROR) <= (age_s > 0.999)
     assert 'no usable frame' in reports[-1][0].message
+
+
+def test_delayed_stamps_are_told(live, camera, listen):
+    received = listen(HEATMAP)
+    camera.send_until(lambda: received, age_s=100.0)
+    reports = live.received['/diagnostics']
+    before = len(reports)
+
+    def told():
+        return [report.status[0] for report in reports[before:]
+                if 'stamp' in report.status[0].message]
+
+    camera.send_until(told, age_s=100.0)
+    status = told()[0]
+    assert status.level == DiagnosticStatus.ERROR
+    values = {item.key: item.value for item in status.values}
+    assert float(values['last_stamp_age_s']) > 100.0
+    assert float(values['last_frame_age_s']) < 100.0
+    # Time has to be right again, and all is well.
+    camera.send_until(lambda: reports[-1].status[0].level == DiagnosticStatus.OK, period_s=0.01)
+
+
+def test_frames_that_are_all_bad_are_told(live, camera, listen):
+    listen(HEATMAP)
+    bad = to_message(np.zeros((10, 10), np.float32), '32FC1', Header())
+    reports = live.received['/diagnostics']
+    levels = []
+
+    def told():
+        camera.publisher.publish(bad)
+        time.sleep(0.02)  # the period of the camera
+        status = reports[-1].status[0]
+        if 'none was answered' in status.message:
+            levels.append(status.level)
+            assert '32FC1' in status.message
+        return DiagnosticStatus.ERROR in levels
+
+    until(told)
+    assert levels[0] == DiagnosticStatus.WARN
+    camera.send_until(lambda: reports[-1].status[0].level == DiagnosticStatus.OK, period_s=0.01)
 
 
 def test_diagnostics_tell_engine_rates_and_latencies(live, camera, listen):
