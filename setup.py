@@ -107,15 +107,15 @@ setup(
     entry_points={
         'console_scripts': [
             'blabberseg = blabberseg_ros.cli.main:main',
-            'clipseg_node = blabberseg_ros.nodes.heatmap_node:main',
+            'clipseg_node = blabberseg_ros.nodes.executables:clipseg_node',
             # The same node with another family's model.
-            'lseg_node = blabberseg_ros.nodes.family_nodes:lseg',
-            'fpseg_node = blabberseg_ros.nodes.family_nodes:fpseg',
-            'segformer_node = blabberseg_ros.nodes.family_nodes:segformer',
+            'lseg_node = blabberseg_ros.nodes.executables:lseg_node',
+            'fpseg_node = blabberseg_ros.nodes.executables:fpseg_node',
+            'segformer_node = blabberseg_ros.nodes.executables:segformer_node',
             # DOVESEI's name for it, so that its launch files change one word.
-            'getlandingheatmap_service = blabberseg_ros.nodes.heatmap_node:main',
-            'aerial_camera = blabberseg_ros.nodes.aerial_camera:main',
-            'demo_client = blabberseg_ros.demo.client:main',
+            'getlandingheatmap_service = blabberseg_ros.nodes.executables:clipseg_node',
+            'aerial_camera = blabberseg_ros.nodes.executables:aerial_camera',
+            'demo_client = blabberseg_ros.nodes.executables:demo_client',
         ],
     },
     zip_safe=True,

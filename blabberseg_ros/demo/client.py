@@ -6,7 +6,6 @@ knows the world from camera, depth and pose only. Half way down it asks what it 
 on, and declares just that unsafe.
 """
 
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -407,7 +406,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run_node(create, arguments, 1, lambda client: client.end('stopped'))
     print(flight.problem or f'landed after {flight.duration_s:.1f} s')
     return 0 if flight.touchdown_m is not None else NOT_LANDED
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -25,10 +25,11 @@ class NodeProcess:
         module: that is run with `python -m`.
         parameters: of the node.
         folder: for its parameter file and its log.
+        executable: argument of the module, if it takes one.
     """
 
     def __init__(self, name: str, module: str, parameters: Mapping[str, Any],
-                 folder: Path) -> None:
+                 folder: Path, executable: str = '') -> None:
         """Start it."""
         self.name = name
         self.log = folder / f'{name}.log'
@@ -38,7 +39,8 @@ class NodeProcess:
                         encoding='utf-8')
         with self.log.open('wb') as log:
             self._process = subprocess.Popen(
-                [sys.executable, '-m', module, '--ros-args', '--params-file', str(file)],
+                [sys.executable, '-m', module, *filter(None, (executable,)),
+                 '--ros-args', '--params-file', str(file)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env={**os.environ, 'PYTHONUNBUFFERED': '1'})
 

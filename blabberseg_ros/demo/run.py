@@ -31,6 +31,7 @@ from blabberseg_ros.errors import BlabbersegError
 from blabberseg_ros.nodes.large_images import make_room_for_images
 
 CAMERA, HEATMAP = 'aerial_camera', 'generate_landing_heatmap'
+EXECUTABLES = 'blabberseg_ros.nodes.executables'
 # For the page's probability maps; more would slow down the answers that the flight needs.
 STREAM_RATE_HZ = 2.0
 DIAGNOSTICS_PERIOD_S = 0.5
@@ -63,8 +64,8 @@ def fly(setting: Setting, time_limit_s: float, rate_hz: float, progress: Progres
     started_s = time.monotonic()
     seconds: dict[str, float] = {}
     try:
-        processes += [NodeProcess(name, module, parameters, folder)
-                      for name, module, parameters in _nodes(setting, rate_hz, folder)]
+        processes += [NodeProcess(name, EXECUTABLES, parameters, folder, executable)
+                      for name, executable, parameters in _nodes(setting, rate_hz, folder)]
         rclpy.init(args=['--ros-args', '-p', f'time_limit_s:={time_limit_s:.3f}'],
                    signal_handler_options=SignalHandlerOptions.NO)
         client = DemoClient(progress)
@@ -86,14 +87,14 @@ def fly(setting: Setting, time_limit_s: float, rate_hz: float, progress: Progres
 
 def _nodes(setting: Setting, rate_hz: float,
            folder: Path) -> list[tuple[str, str, dict[str, Any]]]:
-    """Return name, module and parameters of the nodes."""
+    """Return name, executable and parameters of the nodes."""
     width_px, height_px = setting.size_px
     return [
-        (CAMERA, 'blabberseg_ros.nodes.aerial_camera', {
+        (CAMERA, 'aerial_camera', {
             'seed': setting.seed, 'family': setting.family, 'width_px': width_px,
             'height_px': height_px, 'rate_hz': rate_hz, 'z_init': setting.height_m,
             'world_size_m': setting.world_size_m}),
-        (HEATMAP, 'blabberseg_ros.nodes.heatmap_node', {
+        (HEATMAP, 'clipseg_node', {
             'bundle': setting.bundle, 'min_threshold': setting.min_threshold,
             'max_rate_hz': STREAM_RATE_HZ, 'diagnostics_period_s': DIAGNOSTICS_PERIOD_S,
             'cache_dir': str(folder / 'cache')}),

@@ -235,7 +235,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(code)
     return SOURCE_FAILED if problem else code
-
-
-if __name__ == '__main__':
-    sys.exit(main())

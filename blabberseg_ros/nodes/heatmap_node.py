@@ -444,7 +444,3 @@ def main(arguments: Sequence[str] | None = None, backend: str = AUTO) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -100,14 +100,6 @@ def mask_of(response: GetLandingHeatmap.Response) -> np.ndarray:
     return np.frombuffer(heatmap.data, np.uint8).reshape(heatmap.height, heatmap.width)
 
 
-def _entry(family: str) -> list[str]:
-    """Return Python's arguments that run the executable of a family."""
-    if family == 'clipseg':
-        return ['-m', 'blabberseg_ros.nodes.heatmap_node']
-    return ['-c', f'import sys; from blabberseg_ros.nodes.family_nodes import {family}; '
-                  f'sys.exit({family}())']
-
-
 class NodeProcess:
     """The node of a family, as its executable starts it, with parameters, and its log."""
 
@@ -119,8 +111,8 @@ class NodeProcess:
         inherited = os.environ.get('PYTHONPATH', '')
         with log.open('wb') as output:
             self._process = subprocess.Popen(
-                [sys.executable, *_entry(family), '--ros-args',
-                 '-p', f'img_topic:={CAMERA_TOPIC}', *arguments],
+                [sys.executable, '-m', 'blabberseg_ros.nodes.executables', f'{family}_node',
+                 '--ros-args', '-p', f'img_topic:={CAMERA_TOPIC}', *arguments],
                 stdout=output, stderr=subprocess.STDOUT,
                 env={**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{inherited}',
                      **(environment or {})})

@@ -21,6 +21,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Bool
 
 from blabberseg_ros.demo.processes import NodeProcess
+from blabberseg_ros.demo.run import EXECUTABLES
 from blabberseg_ros.nodes.images import to_rgb
 
 RGB = '/carla/flying_sensor/rgb_down/image'
@@ -115,8 +116,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     processes: list[NodeProcess] = []
 
     def begin(**parameters: Any) -> NodeProcess:
-        processes.append(NodeProcess('aerial_camera', 'blabberseg_ros.nodes.aerial_camera',
-                                     {**SMALL, **parameters}, tmp_path))
+        processes.append(NodeProcess('aerial_camera', EXECUTABLES, {**SMALL, **parameters},
+                                     tmp_path, 'aerial_camera'))
         return processes[-1]
 
     yield begin

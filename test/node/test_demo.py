@@ -47,9 +47,9 @@ def alive(pid: int) -> bool:
 
 
 def nodes_of(demo: subprocess.Popen) -> dict[str, int]:
-    """Wait until both nodes run; return module name to process id."""
+    """Wait until both nodes run; return executable to process id."""
     def both() -> dict[str, int] | None:
-        found = {line.split(' -m ')[1].split()[0]: pid
+        found = {line.split(' -m ')[1].split()[1]: pid
                  for pid, line in children_of(demo.pid).items() if 'blabberseg_ros.nodes' in line}
         return found if len(found) == 2 else None
 
@@ -104,7 +104,7 @@ def test_a_node_that_dies_ends_the_demo_with_a_word(demo, tmp_path):
     process = demo('--time-limit', '60')
     nodes = nodes_of(process)
     until(lambda: 'height' in output_of(tmp_path), DEADLINE_S, 'the flight has begun')
-    os.kill(nodes['blabberseg_ros.nodes.heatmap_node'], signal.SIGKILL)
+    os.kill(nodes['clipseg_node'], signal.SIGKILL)
     assert process.wait(DEADLINE_S) == 1
     assert 'generate_landing_heatmap ended with code -9' in output_of(tmp_path)
     assert not any(alive(pid) for pid in nodes.values())
