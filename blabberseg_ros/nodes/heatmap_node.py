@@ -142,9 +142,13 @@ class HeatmapNode(LifecycleNode):
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the device; requests are answered with success=false from here on."""
         self._lifecycle = INACTIVE
+        if self._transition(lambda: self._wait(
+                self._worker.deactivate(), 'freeing the device'), 'deactivated',
+                INACTIVE) != SUCCESS:
+            self._lifecycle = ACTIVE  # as the state machine after a failure
+            return FAILURE
         super().on_deactivate(state)
-        return self._transition(lambda: self._wait(
-            self._worker.deactivate(), 'freeing the device'), 'deactivated', INACTIVE)
+        return SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Let go of the model."""
@@ -154,6 +158,7 @@ class HeatmapNode(LifecycleNode):
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Let go of everything; requests are still answered, with success=false."""
         self._autostarting = False
+        self._lifecycle = FINALIZED  # whatever comes of it
         return self._transition(lambda: self._wait(
             self._worker.close(), 'closing the model'), 'shut down', FINALIZED)
 
@@ -183,7 +188,10 @@ class HeatmapNode(LifecycleNode):
 
     def _activate(self) -> None:
         self._wait(self._worker.activate(), 'loading the model')
-        self._wait(self._worker.set_prompts(self._values.prompts), 'encoding the prompts')
+        change = self._wait(
+            self._worker.set_prompts(self._values.prompts), 'encoding the prompts')
+        if change.report.explanation:
+            self.get_logger().info(f'how the prompts are read: {change.report.explanation}')
         try:
             self._wait(self._worker.warm_up(), 'the first run')
         except BlabbersegError as error:

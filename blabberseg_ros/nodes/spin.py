@@ -19,6 +19,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from blabberseg_ros.errors import BlabbersegError
 from blabberseg_ros.nodes.large_images import make_room_for_images
+from blabberseg_ros.nodes.logs import log_to_node
 
 # An idle `spin` sometimes sleeps through a signal, so waiting is cut into slices.
 WAKE_UP_S = 0.1
@@ -55,6 +56,7 @@ def run_node(create: Callable[[], Node], arguments: Sequence[str] | None, num_th
         print(f'The node does not start: {error}', file=sys.stderr)
         rclpy.try_shutdown()
         return REFUSED_TO_START
+    log_to_node(node.get_logger())
     executor = (MultiThreadedExecutor(num_threads) if num_threads > 1
                 else SingleThreadedExecutor())
     executor.add_node(node)
