@@ -20,25 +20,32 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID ?= $(shell echo $$((20 + $$PPID % 80)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help python demo test lint bench clean
 
 help: ## this page
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: ## fly the simulated drone; writes demo_output/index.html
+python:
+	@command -v $(PYTHON) > /dev/null || { \
+	    echo 'There is no $(PYTHON) here. Install it with:'; echo; \
+	    echo '    sudo apt install python3 python3-venv python3-dev g++'; echo; \
+	    echo 'and run the same command again, or name another: make demo PYTHON=python3.12'; \
+	    exit 2; } >&2
+
+demo: python ## fly the simulated drone; writes demo_output/index.html
 	@$(SETUP) cpu,opencv
 	@$(RUN) -m blabberseg_ros.demo.run $(ARGS)
 
-test: ## all tests that need no GPU
+test: python ## all tests that need no GPU
 	@$(SETUP) cpu,opencv,torch,test
 	@$(RUN) -m pytest -m 'not gpu and not slow' $(ARGS)
 
-lint: ## ruff and mypy
+lint: python ## ruff and mypy
 	@$(SETUP) cpu,opencv,lint
 	@$(RUN) -m ruff check
 	@$(RUN) -m mypy
 
-bench: ## speed of this machine, as CSV
+bench: python ## speed of this machine, as CSV
 	@$(SETUP) cpu,opencv,torch,test
 	@$(RUN) -m blabberseg_ros.cli.main bench $(ARGS)
 

@@ -102,7 +102,9 @@ def missing() -> str | None:
                 'and run:\n\n    colcon build --base-paths . interfaces\n')
     if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
         return (f'Python 3.{OLDEST_PYTHON[1]} to 3.{NEWEST_PYTHON[1]} is needed; {sys.executable} '
-                f'is {here}.\nName another one, for example: make demo PYTHON=python3.12\n')
+                f'is {here}.\nInstall another one, where your system has it:\n\n'
+                '    sudo apt install python3.12 python3.12-venv python3.12-dev\n\n'
+                'and name it: make demo PYTHON=python3.12\n')
     packages = []
     # Debian and Ubuntu split these two off; importing venv alone works without them.
     if any(importlib.util.find_spec(name) is None for name in ('venv', 'ensurepip')):

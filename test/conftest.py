@@ -16,8 +16,8 @@ SHARED = ROOT.parent / 'shared'
 # installation would pass by skipping everything.
 ALLOWED_SKIPS = ('shared data absent', 'gpu', 'no launch')
 # Modules whose tests hold for every family, unchanged; all others have CLIPSeg's random bundle.
-EVERY_FAMILY = ('test_service', 'test_prompts', 'test_bad_input', 'test_dovesei_cases', 'test_nan',
-                'test_prompt_changes')
+EVERY_FAMILY = ('test_service', 'test_prompts', 'test_bad_input', 'test_dovesei_cases',
+                'test_dovesei_start', 'test_nan', 'test_prompt_changes')
 # Families whose prompts are matched to labels.
 LABELLED = ('segformer', 'fpseg')
 # Words that tests send to any family. One without a text tower knows them as a user would teach

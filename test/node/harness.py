@@ -104,15 +104,17 @@ class NodeProcess:
     """The node of a family, as its executable starts it, with parameters, and its log."""
 
     def __init__(self, log: Path, environment: dict[str, str] | None = None,
-                 family: str = 'clipseg', **parameters: Any) -> None:
+                 family: str = 'clipseg', params_file: Path | None = None,
+                 **parameters: Any) -> None:
         self.log = log
+        files = [] if params_file is None else ['--params-file', str(params_file)]
         arguments = [part for name, value in parameters.items()
                      for part in ('-p', f'{name}:={value}')]
         inherited = os.environ.get('PYTHONPATH', '')
         with log.open('wb') as output:
             self._process = subprocess.Popen(
                 [sys.executable, '-m', 'blabberseg_ros.nodes.executables', f'{family}_node',
-                 '--ros-args', '-p', f'img_topic:={CAMERA_TOPIC}', *arguments],
+                 '--ros-args', *files, '-p', f'img_topic:={CAMERA_TOPIC}', *arguments],
                 stdout=output, stderr=subprocess.STDOUT,
                 env={**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{inherited}',
                      **(environment or {})})

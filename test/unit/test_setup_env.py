@@ -71,6 +71,15 @@ def test_other_machines_are_told_to_use_colcon(setup_env, machine, monkeypatch):
 def test_unfit_python_is_refused(setup_env, machine, monkeypatch, version):
     monkeypatch.setattr(setup_env.sys, 'version_info', (*version, 0, 'final', 0))
     assert 'PYTHON=python3' in setup_env.missing()
+    assert 'sudo apt install python3' in setup_env.missing()
+
+
+def test_make_without_a_python_says_what_to_install():
+    done = subprocess.run(['make', '-C', SCRIPT.parents[1], 'demo', 'PYTHON=no_such_python'],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert 'There is no no_such_python here' in done.stderr
+    assert 'sudo apt install python3 python3-venv' in done.stderr
 
 
 def test_step_is_repeated_until_it_succeeds_and_when_its_inputs_change(setup_env, environment):
