@@ -40,7 +40,8 @@ from blabberseg_ros.nodes.parameters import (
 )
 from blabberseg_ros.nodes.spin import run_node
 from blabberseg_ros.nodes.stream import Stream
-from blabberseg_ros.nodes.worker import PromptChange, Segmented, Withdrawn, Worker
+from blabberseg_ros.nodes.work import PromptChange, Segmented, Withdrawn
+from blabberseg_ros.nodes.worker import Worker
 from blabberseg_ros.prompts import PromptSet
 from blabberseg_ros.segmenter import Segmenter
 

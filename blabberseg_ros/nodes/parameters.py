@@ -61,7 +61,8 @@ class HeatmapParameters:
     decode_budget_ms: float = parameter(
         0.0, 'FPSeg: time that the classes of a frame may take, in milliseconds. They are decoded '
         'in the order of the prompts, negatives first; the rest counts as unsafe and is named in '
-        'the log and on /diagnostics. 0: no limit.', minimum=0.0, maximum=10000.0, changeable=UNCONFIGURED)
+        'the log and on /diagnostics. 0: no limit.', minimum=0.0, maximum=10000.0,
+        changeable=UNCONFIGURED)
     prompts_file: str = parameter(
         '', 'YAML file with positive, negative and template. Where one is named it replaces the '
         'three prompt parameters when the node is configured.', changeable=UNCONFIGURED)

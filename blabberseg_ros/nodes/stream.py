@@ -15,7 +15,8 @@ from blabberseg_ros import viz
 from blabberseg_ros.errors import BlabbersegError
 from blabberseg_ros.nodes.diagnostics import Statistics
 from blabberseg_ros.nodes.images import decode_compressed, to_message, to_rgb
-from blabberseg_ros.nodes.worker import Frame, Segmented, Worker
+from blabberseg_ros.nodes.work import Frame, Segmented
+from blabberseg_ros.nodes.worker import Worker
 
 if TYPE_CHECKING:
     from blabberseg_ros.nodes.heatmap_node import HeatmapNode

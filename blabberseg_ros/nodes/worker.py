@@ -9,19 +9,26 @@ Nothing here knows ROS.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
 from blabberseg_ros.errors import EngineError, PromptError
-from blabberseg_ros.heatmap import FusionOptions, Heatmap
+from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.nodes.keeper import ModelKeeper, SegmenterLike, in_parts
+from blabberseg_ros.nodes.work import (
+    Encoding,
+    Frame,
+    PromptChange,
+    Request,
+    Segmented,
+    Withdrawn,
+)
 from blabberseg_ros.prompts import PromptSet
-from blabberseg_ros.segmenter import PromptReport
 
 # Eight frames at 5 Hz are answered within 2 s; whoever comes then is better told at once.
 MAX_WAITING_REQUESTS = 8
@@ -33,78 +40,6 @@ _SHUTTING_DOWN = 'not answered, because the node is shutting down'
 T = TypeVar('T')
 # Gives a caller what has been worked out for it.
 Reply = Callable[[], None]
-
-
-class Withdrawn(EngineError):
-    """Work was not done because it has been replaced or the worker is not available."""
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """One finished image.
-
-    Attributes:
-        heatmap: the result.
-        rgb: uint8 [H, W, 3], the image that it belongs to.
-        prompts: the set that was used.
-    """
-
-    heatmap: Heatmap
-    rgb: np.ndarray
-    prompts: PromptSet
-
-
-@dataclass(frozen=True)
-class PromptChange:
-    """A prompt set that has come into use.
-
-    Attributes:
-        prompts: the set.
-        report: what the segmenter says about it, with the time that encoding took altogether.
-        since_ns: time of the change, on the worker's clock.
-    """
-
-    prompts: PromptSet
-    report: PromptReport
-    since_ns: int
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One image of the stream.
-
-    Attributes:
-        image: returns uint8 [H, W, 3], or None if the frame is no longer worth working on. Runs
-            on the worker's thread, so that frames which are never worked on cost nothing.
-        fusion: options for this frame.
-        with_probability: whether the probability is wanted beside the mask.
-        deliver: is given the answer, on the worker's thread.
-        fail: is given the reason when there is none.
-    """
-
-    image: Callable[[], np.ndarray | None]
-    fusion: FusionOptions
-    with_probability: bool
-    deliver: Callable[[Segmented], None]
-    fail: Callable[[Exception], None]
-
-
-@dataclass
-class _Request:
-    image: np.ndarray
-    prompts: PromptSet | None
-    fusion: FusionOptions
-    deadline_s: float
-    future: 'Future[Segmented]'
-
-
-@dataclass
-class _Encoding:
-    prompts: PromptSet
-    future: 'Future[PromptChange]'
-    steps: Iterator[PromptSet]
-    encode_ms: float = 0.0
-    encoded: int = 0
 
 
 class Worker:
@@ -126,9 +61,9 @@ class Worker:
         self._keeper = ModelKeeper(warn)
         self._changed = threading.Condition()
         self._control: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._requests: deque[_Request] = deque()
-        self._encoding: _Encoding | None = None
-        self._next_encoding: _Encoding | None = None
+        self._requests: deque[Request] = deque()
+        self._encoding: Encoding | None = None
+        self._next_encoding: Encoding | None = None
         self._frame: Frame | None = None
         self._frame_turn = False
         self._requests_in_a_row = 0
@@ -219,7 +154,7 @@ class Worker:
         Raises:
             EngineError: too many requests wait already.
         """
-        request = _Request(image, prompts, fusion, time.monotonic() + timeout_s, Future())
+        request = Request(image, prompts, fusion, time.monotonic() + timeout_s, Future())
         with self._changed:
             if len(self._requests) >= MAX_WAITING_REQUESTS:
                 raise EngineError(
@@ -245,7 +180,7 @@ class Worker:
         into use. One that waits behind it is superseded by a newer one and its future raises
         Withdrawn.
         """
-        encoding = _Encoding(prompts, Future(), in_parts(prompts, 1))
+        encoding = Encoding(prompts, Future(), in_parts(prompts, 1))
         with self._changed:
             stopping = self._stopping
             if not stopping:
@@ -340,7 +275,7 @@ class Worker:
                 self._changed.wait(frame_in_s)
             return None
 
-    def _run_request(self, request: _Request) -> Reply:
+    def _run_request(self, request: Request) -> Reply:
         return _answer(request.future, lambda: self._segment(
             request.image, request.prompts, request.fusion, deadline_s=request.deadline_s))
 
@@ -362,7 +297,7 @@ class Worker:
 
         return deliver
 
-    def _encode_step(self, encoding: _Encoding) -> Reply:
+    def _encode_step(self, encoding: Encoding) -> Reply:
         """Encode one more prompt of a set; after the last one the set comes into use."""
         if encoding.future.cancelled():
             self._claim(encoding)
@@ -385,7 +320,7 @@ class Worker:
         self._prompts = change
         return partial(encoding.future.set_result, change)
 
-    def _claim(self, encoding: _Encoding) -> bool:
+    def _claim(self, encoding: Encoding) -> bool:
         """Take a set out of work; return whether its caller is there and is ours to answer.
 
         From then on the caller cannot give up any more, nor `stop` refuse it: whoever is told that

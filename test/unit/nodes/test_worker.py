@@ -11,7 +11,8 @@ import pytest
 from blabberseg_ros.errors import Cancelled, EngineError, ImageError, NotFiniteError, PromptError
 from blabberseg_ros.heatmap import FusionOptions, Heatmap
 from blabberseg_ros.nodes import keeper
-from blabberseg_ros.nodes.worker import MAX_WAITING_REQUESTS, Frame, Withdrawn, Worker
+from blabberseg_ros.nodes.work import Frame, Withdrawn
+from blabberseg_ros.nodes.worker import MAX_WAITING_REQUESTS, Worker
 from blabberseg_ros.prompts import PromptSet
 from blabberseg_ros.segmenter import PromptReport
 
