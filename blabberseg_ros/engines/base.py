@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The seam between back-ends and run-time libraries: named tensors in, named tensors out."""
 
+import contextlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from blabberseg_ros.bundle import Bundle
-from blabberseg_ros.errors import EngineError
+from blabberseg_ros.errors import BlabbersegError, EngineError
+
+_LOG = logging.getLogger(__name__)
 
 # A tensor where the engine keeps it: a NumPy array for the CPU, a device tensor elsewhere.
 # Only the engine that made it, and `Engine.to_host`, look inside.
@@ -92,14 +96,19 @@ class Engine(ABC):
         """
         if self.active:
             return
-        inputs, outputs = self._load()
+        with self._failing_as('cannot be loaded'):
+            inputs, outputs = self._load()
         self._inputs = {spec.name: spec for spec in inputs}
         self._outputs = {spec.name: spec for spec in outputs}
 
     def deactivate(self) -> None:
-        """Free what `activate` took."""
+        """Free what `activate` took; what a broken device does not give back is logged."""
         self._inputs, self._outputs = {}, {}
-        self._unload()
+        try:
+            with self._failing_as('was not freed cleanly'):
+                self._unload()
+        except EngineError as error:
+            _LOG.warning('%s', error)
 
     def infer(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Run the stage.
@@ -112,7 +121,7 @@ class Engine(ABC):
 
         Raises:
             EngineError: the engine is inactive, an input is missing, unknown or of the wrong
-                shape, or the library fails.
+                shape or type, or the library fails.
         """
         if not self.active:
             raise EngineError(f'{self.stage} is not active; call activate() first')
@@ -121,15 +130,45 @@ class Engine(ABC):
                 f'{self.stage} takes {", ".join(self._inputs)} and was given '
                 f'{", ".join(feeds) or "nothing"}')
         for name, value in feeds.items():
-            if not self._inputs[name].accepts(tuple(value.shape)):
+            spec = self._inputs[name]
+            if not spec.accepts(tuple(value.shape)):
+                raise EngineError(f'{self.stage} takes {name} of shape {spec.shape} and was '
+                                  f'given {tuple(value.shape)}')
+            # What comes from a stage on the device is of the type that the stage declares.
+            if isinstance(value, np.ndarray) and value.dtype.name != spec.dtype:
                 raise EngineError(
-                    f'{self.stage} takes {name} of shape {self._inputs[name].shape} and was '
-                    f'given {tuple(value.shape)}')
+                    f'{self.stage} takes {name} as {spec.dtype} and was given {value.dtype}')
         self.runs += 1
-        return self._run(feeds)
+        with self._failing_as('failed'):
+            return self._run(feeds)
 
     def to_host(self, *values: Value) -> tuple[np.ndarray, ...]:
-        """Return values of this engine as NumPy arrays, waiting for the device once."""
+        """Return values of this engine as NumPy arrays, waiting for the device once.
+
+        Raises:
+            EngineError: the device fails, perhaps in what was asked of it before.
+        """
+        with self._failing_as('failed'):
+            return self._to_host(values)
+
+    @contextlib.contextmanager
+    def _failing_as(self, what: str) -> Iterator[None]:
+        """Make an EngineError of everything else that a library raises.
+
+        Their exceptions (of ONNX Runtime, Triton, pycuda, compilers that torch starts) share no
+        base but Exception, and only an EngineError lets the next engine be tried.
+        """
+        try:
+            yield
+        except BlabbersegError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                f'{self.stage} {what} ({type(error).__name__}: {error}). Free the device, or '
+                'choose another engine (`blabberseg doctor` lists them)') from error
+
+    def _to_host(self, values: Sequence[Value]) -> tuple[np.ndarray, ...]:
+        """Copy values to the host; an engine for a device has its own way."""
         return tuple(np.asarray(value) for value in values)
 
     @abstractmethod
@@ -176,3 +215,12 @@ class EngineKind(ABC):
     @abstractmethod
     def create(self, bundle: Bundle, stage: str) -> Engine:
         """Return an inactive engine for one stage of a bundle."""
+
+
+def is_constant(value: np.ndarray) -> bool:
+    """Return whether an array can never change, so that a device need not be sent it again.
+
+    Resize matrices, thresholds and prompts are; a view is not, for what it looks at may change,
+    and no image is worth keeping.
+    """
+    return value.flags.owndata and not value.flags.writeable and value.dtype != np.uint8

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from blabberseg_ros.bundle import Bundle
-from blabberseg_ros.engines.base import EngineKind
+from blabberseg_ros.engines.base import Availability, EngineKind
 from blabberseg_ros.errors import EngineError
 
 AUTO = 'auto'
@@ -49,11 +49,20 @@ def candidates(engine: str = AUTO, device: str = AUTO,
         elif device not in (AUTO, kind.device):
             result.append(Candidate(kind, False, f'device {device} was asked for'))
         else:
-            availability = kind.probe()
+            availability = _probed(kind)
             if availability.ok and bundle is not None and not kind.takes(bundle).ok:
                 availability = kind.takes(bundle)
             result.append(Candidate(kind, availability.ok, availability.reason))
     return result
+
+
+def _probed(kind: EngineKind) -> Availability:
+    """Ask a kind; a library that is there but cannot be loaded rules out this kind alone."""
+    try:
+        return kind.probe()
+    except (ImportError, OSError, RuntimeError) as error:
+        return Availability(False, f'a library that it needs is broken ({error}); install it '
+                                   'again')
 
 
 def usable_engines(engine: str = AUTO, device: str = AUTO,

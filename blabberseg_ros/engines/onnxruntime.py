@@ -61,10 +61,7 @@ class OnnxRuntimeCpuEngine(Engine):
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         feeds = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
         names = list(self._outputs)
-        try:
-            return dict(zip(names, self._session.run(names, feeds), strict=True))
-        except Exception as error:  # see above
-            raise EngineError(f'ONNX Runtime failed in {self.stage}: {error}') from error
+        return dict(zip(names, self._session.run(names, feeds), strict=True))
 
 
 class OnnxRuntimeCpu(EngineKind):

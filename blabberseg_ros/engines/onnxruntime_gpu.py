@@ -10,7 +10,7 @@ import ctypes
 import importlib.util
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from typing import Any
 import numpy as np
 
 from blabberseg_ros.bundle import Bundle, user_cache_folder
-from blabberseg_ros.engines.base import Availability, Engine, EngineKind, TensorSpec, Value
+from blabberseg_ros.engines.base import (
+    Availability,
+    Engine,
+    EngineKind,
+    TensorSpec,
+    Value,
+    is_constant,
+)
 from blabberseg_ros.engines.cuda_probe import DRIVER_LIBRARY, probe_cuda
 from blabberseg_ros.engines.onnxruntime import runtime_version, tensor_specs
 from blabberseg_ros.errors import EngineError
@@ -76,8 +83,7 @@ class OnnxRuntimeGpuEngine(Engine):
         self._bindings: OrderedDict[tuple, _Binding] = OrderedDict()
         self._made = 0
 
-    def to_host(self, *values: Value) -> tuple[np.ndarray, ...]:
-        """Return values of this engine as NumPy arrays."""
+    def _to_host(self, values: Sequence[Value]) -> tuple[np.ndarray, ...]:
         return tuple(each.value.numpy() for each in values)
 
     def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
@@ -119,19 +125,14 @@ class OnnxRuntimeGpuEngine(Engine):
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         key = tuple(tuple(value.shape) for value in feeds.values())
-        try:
-            if key not in self._bindings:
-                while len(self._bindings) >= _BINDINGS:
-                    self._bindings.popitem(last=False)
-                self._made += 1
-                self._bindings[key] = _Binding(self._session, self._provider.device, self.inputs,
-                                               feeds, self._made if self._captures else None)
-            self._bindings.move_to_end(key)
-            return self._bindings[key].run(feeds)
-        except EngineError:
-            raise
-        except Exception as error:  # see above
-            raise EngineError(f'ONNX Runtime failed in {self.stage}: {error}') from error
+        if key not in self._bindings:
+            while len(self._bindings) >= _BINDINGS:
+                self._bindings.popitem(last=False)
+            self._made += 1
+            self._bindings[key] = _Binding(self._session, self._provider.device, self.inputs,
+                                           feeds, self._made if self._captures else None)
+        self._bindings.move_to_end(key)
+        return self._bindings[key].run(feeds)
 
 
 class _Binding:
@@ -193,8 +194,7 @@ class _Binding:
             elif value is not self._constants.get(name):
                 self._inputs[name].update_inplace(np.ascontiguousarray(value))
                 self._constants.pop(name, None)
-                if value.flags.owndata and not value.flags.writeable:
-                    # Resize matrices, thresholds, prompts: they need not be sent again.
+                if is_constant(value):
                     self._constants[name] = value
 
     def _allocate(self, shape: tuple[int, ...], dtype: str) -> Any:

@@ -4,8 +4,9 @@
 The builder is tested with TensorRT-RTX, which needs no GPU. Nothing here has run on TensorRT yet.
 """
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,27 +124,27 @@ class TensorRtEngine(Engine):
         obtained = obtain_plan(self.bundle, self.stage, library, self._options, self._store)
         graph = stage_graph(self.bundle, self.stage, self.precision, library)
         inputs = graph_inputs(graph)
-        self._device.open()
-        try:
+        with contextlib.ExitStack() as undo:
+            self._device.open()
+            undo.callback(self._device.close)
             self._runner = PlanRunner(library, obtained.plan.data,
                                       profiles_for(inputs, self._options), self._device)
-        except EngineError:
-            self._device.close()
-            raise
+            undo.pop_all()
         self._record = obtained.plan.record
         return list(inputs), self._runner.outputs
 
     def _unload(self) -> None:
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = self._record = None
-            self._device.close()
+        runner, self._runner, self._record = self._runner, None, None
+        if runner is not None:
+            try:
+                runner.close()
+            finally:
+                self._device.close()
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         return self._runner.run(feeds)
 
-    def to_host(self, *values: Value) -> tuple[np.ndarray, ...]:
-        """Return values of this engine as NumPy arrays, waiting for the device once."""
+    def _to_host(self, values: Sequence[Value]) -> tuple[np.ndarray, ...]:
         return tuple(self._device.to_host(values))
 
 

@@ -6,6 +6,7 @@ which torch and the CUDA run-time library use as well. All stages share one stre
 leaves on the device is the next one's input without a wait.
 """
 
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from blabberseg_ros.engines.base import TensorSpec, Value
+from blabberseg_ros.engines.base import TensorSpec, Value, is_constant
 from blabberseg_ros.engines.cuda_graph import CudaGraph
 from blabberseg_ros.engines.tensorrt_builder import Library, make_logger
 from blabberseg_ros.engines.tensorrt_options import Profile
@@ -61,31 +62,37 @@ class Device:
 
     def open(self) -> None:
         """Retain the primary context on this thread; each call needs a `close`."""
-        self._users += 1
-        if self._users > 1:
+        if self._users:
+            self._users += 1
             return
         import pycuda.driver as cuda
         from pycuda.tools import DeviceMemoryPool
 
         cuda.init()
-        self.cuda = cuda
-        self._context = cuda.Device(0).retain_primary_context()
-        self._context.push()
-        self.stream = cuda.Stream()
-        self._pool = DeviceMemoryPool()
+        with contextlib.ExitStack() as undo:
+            context = cuda.Device(0).retain_primary_context()
+            undo.callback(context.detach)
+            context.push()
+            undo.callback(context.pop)
+            self.stream, self._pool = cuda.Stream(), DeviceMemoryPool()
+            undo.pop_all()
+        self.cuda, self._context, self._users = cuda, context, 1
 
     def close(self) -> None:
         """Release the context with the last user."""
         self._users -= 1
         if self._users:
             return
-        self.stream.synchronize()
-        self._pool.stop_holding()
-        self._staging.clear()
-        self.stream = self._pool = None
-        self._context.pop()
-        self._context.detach()
-        self._context = None
+        context, self._context = self._context, None
+        with contextlib.ExitStack() as rest:
+            rest.callback(context.detach)
+            rest.callback(context.pop)
+            stream, pool = self.stream, self._pool
+            self.stream = self._pool = None
+            self._staging.clear()
+            stream.synchronize()
+            pool.stop_holding()
+            del stream, pool  # while their context is current
 
     def allocate(self, shape: Sequence[int], dtype: np.dtype) -> DeviceTensor:
         """Return memory on the device, from the pool."""
@@ -197,10 +204,10 @@ class _Binding:
         # The pinned buffers may still be read by the last run's copies.
         self._uploaded.synchronize()
         for name, array in arrays.items():
-            if _same_constant(array, self._constants.get(name)):
+            if array is self._constants.get(name):
                 continue
             self._constants.pop(name, None)
-            if not array.flags.writeable:
+            if is_constant(array):
                 self._constants[name] = array
             np.copyto(self._pinned[name], array, casting='no')
             self._device.cuda.memcpy_htod_async(
@@ -270,14 +277,11 @@ class PlanRunner:
         """Run on checked inputs; the results stay on the device.
 
         Raises:
-            EngineError: the plan was not built for these shapes, or the GPU fails.
+            EngineError: the plan was not built for these shapes.
         """
         shapes = {name: tuple(value.shape) for name, value in feeds.items()}
         profile = choose_profile(self._profiles, shapes)
-        try:
-            return self._binding(profile, shapes).run(feeds)
-        except (self._device.cuda.Error, MemoryError, TypeError) as error:
-            raise EngineError(f'the plan cannot be run: {error}') from error
+        return self._binding(profile, shapes).run(feeds)
 
     def close(self) -> None:
         """Free the plan and its buffers."""
@@ -314,13 +318,3 @@ def choose_profile(profiles: Sequence[Profile], shapes: Mapping[str, tuple[int, 
     raise EngineError(
         f'the plan was not built for inputs of the shapes {dict(shapes)}; it takes {ranges}. '
         'Build one with other ranges: `blabberseg build --help`')
-
-
-def _same_constant(array: np.ndarray, known: np.ndarray | None) -> bool:
-    """Return whether this is the array on the device already: read-only, same memory.
-
-    The resizing matrices are cached and read-only; sending them with each frame would cost more
-    than the frame.
-    """
-    return (known is not None and not array.flags.writeable
-            and array.__array_interface__ == known.__array_interface__)

@@ -11,15 +11,22 @@ import gc
 import importlib.util
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from blabberseg_ros.bundle import Bundle
-from blabberseg_ros.engines.base import Availability, Engine, EngineKind, TensorSpec, Value
+from blabberseg_ros.engines.base import (
+    Availability,
+    Engine,
+    EngineKind,
+    TensorSpec,
+    Value,
+    is_constant,
+)
 from blabberseg_ros.engines.cuda_probe import probe_cuda
 from blabberseg_ros.errors import EngineError
 
@@ -59,6 +66,7 @@ class TorchCuda(EngineKind):
         self.precision = precision
         self.compiled = compiled
         self._networks: dict[str, Any] = {}
+        self._users: Counter[str] = Counter()
 
     def probe(self) -> Availability:
         """Return whether there is a CUDA driver and a torch that can use it."""
@@ -91,18 +99,33 @@ class TorchCuda(EngineKind):
         """Return an inactive engine for one stage of a bundle."""
         return TorchCudaEngine(bundle, stage, self)
 
-    def stages_of(self, bundle: Bundle) -> Any:
-        """Return the network of a bundle on the device; all stages share it."""
+    def acquire(self, bundle: Bundle) -> Any:
+        """Return the network of a bundle on the device; all stages share it.
+
+        Each call needs a `release`.
+        """
         if bundle.fingerprint not in self._networks:
             name = _STAGES.get(bundle.manifest.family, 'torch_family')
             module = import_module(f'blabberseg_ros.engines.{name}')
             self._networks[bundle.fingerprint] = module.CudaStages(
                 bundle, self.precision, self.compiled)
+        self._users[bundle.fingerprint] += 1
         return self._networks[bundle.fingerprint]
 
     def release(self, bundle: Bundle) -> None:
-        """Forget the network of a bundle."""
-        self._networks.pop(bundle.fingerprint, None)
+        """Free the network of a bundle with its last user."""
+        import torch
+
+        self._users[bundle.fingerprint] -= 1
+        if self._users[bundle.fingerprint]:
+            return
+        del self._networks[bundle.fingerprint]
+        # The network refers to itself, what was compiled refers to it, and what is frozen (see
+        # `_capture`) is never collected.
+        torch.compiler.reset()
+        gc.unfreeze()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 class TorchCudaEngine(Engine):
@@ -113,11 +136,12 @@ class TorchCudaEngine(Engine):
         super().__init__(bundle, stage)
         self.precision = kind.precision
         self._kind = kind
+        self._holds_network = False
         self._function: Callable[..., dict[str, Tensor]] | None = None
         self._graphs: OrderedDict[tuple, _CapturedGraph] = OrderedDict()
         self._outboxes: OrderedDict[tuple, Tensor] = OrderedDict()
 
-    def to_host(self, *values: Value) -> tuple[np.ndarray, ...]:
+    def _to_host(self, values: Sequence[Value]) -> tuple[np.ndarray, ...]:
         """Copy values through pinned memory and wait for the device once."""
         import torch
 
@@ -139,7 +163,8 @@ class TorchCudaEngine(Engine):
         return self._outboxes[key]
 
     def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        stages = self._kind.stages_of(self.bundle)
+        stages = self._kind.acquire(self.bundle)
+        self._holds_network = True
         self._function, inputs, outputs = stages.stage(self.stage)
         return inputs, outputs
 
@@ -147,7 +172,9 @@ class TorchCudaEngine(Engine):
         self._function = None
         self._graphs.clear()
         self._outboxes.clear()
-        self._kind.release(self.bundle)
+        if self._holds_network:
+            self._holds_network = False
+            self._kind.release(self.bundle)
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         import torch
@@ -168,8 +195,6 @@ class TorchCudaEngine(Engine):
             raise EngineError(
                 f'the GPU is out of memory in {self.stage}; use fewer prompts or smaller images, '
                 'or free the GPU') from error
-        except RuntimeError as error:
-            raise EngineError(f'torch failed in {self.stage}: {error}') from error
 
     def _capture(self, feeds: Mapping[str, Value]) -> '_CapturedGraph':
         started = time.perf_counter()
@@ -239,7 +264,7 @@ class _CapturedGraph:
             self._last[name] = None
             if not isinstance(value, np.ndarray):
                 self._buffers[name].copy_(value)
-            elif _is_constant(value):
+            elif is_constant(value):
                 self._buffers[name].copy_(self._constant(name, value))
             else:
                 self._upload(name, value)
@@ -270,11 +295,6 @@ class _CapturedGraph:
         _copy(value, self._staging[name])
         self._buffers[name].copy_(self._staging[name], non_blocking=True)
         self._copied.record(torch.cuda.current_stream())
-
-
-def _is_constant(value: np.ndarray) -> bool:
-    """Return whether an array can never change, and is worth keeping: no image is."""
-    return value.flags.owndata and not value.flags.writeable and value.dtype != np.uint8
 
 
 def _copy(source: np.ndarray, target: 'Tensor') -> None:
