@@ -91,10 +91,11 @@ class _KnownPrompt:
 
 @dataclass(frozen=True)
 class _KnownSet:
-    """A prompt set whose prompts were all known: what is said of it, and its codes."""
+    """A prompt set whose prompts were all known: what is said of it, its codes, their rows."""
 
     report: PromptReport
     codes: tuple[PromptCode, ...]
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,8 @@ class Segmenter:
             encode_ms=_ms_since(started))
         self._sets[prompts] = _KnownSet(
             replace(report, encoded=0, cached=len(texts), encode_ms=0.0),
-            tuple(self._known(text).code for text in all_texts))
+            tuple(self._known(text).code for text in all_texts),
+            self.backend.rows(all_texts))
         self._trim()
         return report
 
@@ -339,7 +341,7 @@ class Segmenter:
         check_image(image)
         started = time.perf_counter()
         report = self.encode(prompts)
-        self._check_shapes(Shapes(image.shape[1], image.shape[0], len(prompts)))
+        self._check_shapes(Shapes(image.shape[1], image.shape[0], self._sets[prompts].rows))
         encoded = time.perf_counter()
         image_code, image_was_known = self._encode_image(image)
         seen = time.perf_counter()

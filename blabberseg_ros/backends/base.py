@@ -242,9 +242,18 @@ class Backend(ABC):
         """Return what of a prompt set is encoded: a text a prompt, negatives first."""
         return prompts.texts if self.reads_template else prompts.bare_texts
 
-    def example_prompts(self) -> PromptSet:
-        """Return prompts that every model of the family can answer, to compare engines with."""
-        return default_prompts()
+    def rows(self, texts: Sequence[str]) -> int:
+        """Return how many rows the logits of some prompts have; engines are built for each."""
+        return len(texts)
+
+    def example_prompts(self, rows: int | None = None) -> PromptSet:
+        """Return prompts that every model of the family can answer, to compare engines with.
+
+        Args:
+            rows: that their logits shall have; None for the family's own number.
+        """
+        prompts = default_prompts()
+        return prompts if rows is None else _resized(prompts, rows)
 
     @abstractmethod
     def read_prompt(self, text: str) -> PromptReading:
@@ -445,3 +454,14 @@ class Backend(ABC):
         """Return the matrices that blur a map of the model and resize it to the image."""
         return blur_and_resize_matrices(
             self.map_size_px, *query.size, query.fusion.blur_kernel_size)
+
+
+def _resized(prompts: PromptSet, count: int) -> PromptSet:
+    """Return as many prompts as wanted, both kinds in their old ratio, repeated if need be."""
+    positives = max(round(count * len(prompts.positive) / len(prompts)), 1)
+    return PromptSet(_cycled(prompts.positive, positives),
+                     _cycled(prompts.negative, max(count - positives, 1)), prompts.template)
+
+
+def _cycled(texts: tuple[str, ...], count: int) -> tuple[str, ...]:
+    return tuple(texts[index % len(texts)] for index in range(count))

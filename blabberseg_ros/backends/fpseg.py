@@ -107,9 +107,13 @@ class FpSegBackend(Backend):
         """
         return self._classes.add(path)
 
-    def example_prompts(self) -> PromptSet:
-        """Return the model's own classes, every other one as positive."""
-        names = self.config.class_names
+    def rows(self, texts: Sequence[str]) -> int:
+        """Return how many classes the prompts mean; each is decoded once."""
+        return len(_numbers(self.encode_prompts(texts)))
+
+    def example_prompts(self, rows: int | None = None) -> PromptSet:
+        """Return the first classes, all if not told how many, every other one as positive."""
+        names = self.class_names[:rows]
         # A set needs both kinds; a class of both counts as negative.
         return PromptSet(names[::2], names[1::2] or names[:1])
 

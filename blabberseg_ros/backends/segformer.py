@@ -51,7 +51,11 @@ class SegformerBackend(TextBackend):
         text = ('text_encoder',) if self.config.reads_text else ()
         return ('image_encoder', 'decoder', 'fusion', 'labels', *text)
 
-    def example_prompts(self) -> PromptSet:
+    def rows(self, texts: Sequence[str]) -> int:
+        """Return the number of labels; no prompt changes it."""
+        return len(self.config.labels)
+
+    def example_prompts(self, rows: int | None = None) -> PromptSet:
         """Return every second label as safe: any model of the family knows its own labels."""
         return PromptSet(self.config.labels[::2], self.config.labels[1::2])
 

@@ -260,6 +260,7 @@ class OnnxRuntimeCuda(EngineKind):
 
     name = 'onnxruntime-cuda'
     device = 'cuda'
+    per_shape = True
     provider = 'CUDAExecutionProvider'
 
     def __init__(self, precision: str = 'fp16') -> None:

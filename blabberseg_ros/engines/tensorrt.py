@@ -153,6 +153,7 @@ class TensorRt(EngineKind):
 
     name = 'tensorrt'
     device = 'cuda'
+    per_shape = True
 
     def __init__(self, options: BuildOptions | None = None,
                  store: PlanStore | None = None) -> None:

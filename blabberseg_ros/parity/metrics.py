@@ -12,7 +12,7 @@ from blabberseg_ros.heatmap import FusionOptions, find_threshold
 DECIDABLE_COVERAGE = (0.05, 0.95)
 # Pixels whose reference probability is this close to the threshold may fall on either side.
 FLIP_MARGIN = 0.02
-AREA_FRACTIONS = (0.1, 0.25, 0.5, 0.75)
+AREA_FRACTIONS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True)

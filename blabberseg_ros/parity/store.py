@@ -3,10 +3,12 @@
 
 import hashlib
 import importlib.metadata
+import importlib.resources
 import json
 import logging
 import platform
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from blabberseg_ros import __version__
@@ -21,6 +23,10 @@ _LOG = logging.getLogger(__name__)
 # Libraries that compute, or compile what computes.
 _LIBRARIES = ('numpy', 'onnxruntime', 'onnxruntime-gpu', 'open_clip_torch', 'tensorrt', 'torch',
               'triton')
+# Folders of the modules that do; those at the top of the package count as well.
+_COMPUTING = ('backends', 'engines', 'models', 'parity')
+# Lines of /proc/cpuinfo, on x86 and on ARM.
+_CPU_MODEL = ('model name', 'CPU implementer', 'CPU part')
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,9 @@ class Identity:
         reference: engine that it was compared with.
         libraries: version of each library, by name.
         devices: names of the GPUs with their compute capability and the driver's CUDA version.
-        machine: of the CPU.
-        package: version of this package.
-        shapes: that it was compared for, where it is built for each set of them; else empty.
+        machine: architecture of the CPU, and its model for an engine that computes on it.
+        package: version of this package, and a hash of the sources that compute.
+        shapes: that it was compared for.
     """
 
     files: dict[str, str]
@@ -60,14 +66,17 @@ class Identity:
 def identity_of(backend: Backend, reference: str, shapes: str = '') -> Identity:
     """Return what a comparison of this back-end depends on."""
     cuda = probe_cuda()
-    devices = tuple(f'{device.name} {device.compute_capability} CUDA {cuda.cuda_version}'
-                    for device in cuda.devices) if backend.kind.device == 'cuda' else ()
+    on_cpu = backend.kind.device == 'cpu'
+    devices = () if on_cpu else tuple(
+        f'{device.name} {device.compute_capability} CUDA {cuda.cuda_version}'
+        for device in cuda.devices)
     return Identity(
         {name: record.sha256 for name, record in backend.bundle.manifest.files.items()},
         backend.kind.name, backend.precision,
         {engine.stage: engine.artefact for engine in backend.active_engines if engine.artefact},
         reference, _versions(), devices,
-        platform.machine(), __version__, shapes)
+        f'{platform.machine()} {_cpu_model()}' if on_cpu else platform.machine(),
+        f'{__version__} {_source_hash()}', shapes)
 
 
 class ParityStore:
@@ -98,6 +107,28 @@ class ParityStore:
 
     def _path(self, identity: Identity) -> Path:
         return self.folder / f'{identity.engine}-{identity.precision}-{identity.key[:32]}.json'
+
+
+@cache
+def _source_hash() -> str:
+    """Return a hash of the modules on the way from an image to a mask; 4 ms, once."""
+    root = importlib.resources.files('blabberseg_ros')
+    digest = hashlib.sha256()
+    for entry in (root, *(root / folder for folder in _COMPUTING)):
+        for module in sorted(entry.iterdir(), key=lambda item: item.name):
+            if module.name.endswith('.py'):
+                digest.update(module.name.encode() + module.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _cpu_model() -> str:
+    """Return what tells CPUs with other instructions apart, as far as the kernel says."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+    except OSError:
+        return platform.processor()
+    return ', '.join(dict.fromkeys(line.partition(':')[2].strip() for line in lines
+                                   if line.startswith(_CPU_MODEL)))
 
 
 def _versions() -> dict[str, str]:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from blabberseg_ros.backends.clipseg import ClipSegBackend
+from blabberseg_ros.backends.fpseg import FpSegBackend
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.engines.base import Availability
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCpuEngine
 from blabberseg_ros.errors import EngineError, ParityError
 from blabberseg_ros.parity import gate
+from blabberseg_ros.parity import store as parity_store
 from blabberseg_ros.parity.frames import GATE, frame, gate_frames, moving_frames
 from blabberseg_ros.parity.metrics import AREA_FRACTIONS, ThresholdCheck
 from blabberseg_ros.parity.report import FrameFigures, Outcome, ParityReport
@@ -27,10 +29,13 @@ class OtherKind(OnnxRuntimeCpu):
 
     name = 'other'
 
-    def __init__(self, wrong=False, wrong_for=None):
+    def __init__(self, wrong=False, wrong_for=None, wrong_from_run=None):
         self.wrong = wrong
         self.wrong_for = wrong_for
+        self.wrong_from_run = wrong_from_run
+        self.full_disk = False
         self.decodes = 0
+        self.rows = []
         self.recorded = {}
 
     def probe(self):
@@ -44,16 +49,25 @@ class OtherEngine(OnnxRuntimeCpuEngine):
     def __init__(self, bundle, stage, kind):
         super().__init__(bundle, stage)
         self._kind = kind
+        self._images = []
 
     def record_parity(self, figures):
+        if self._kind.full_disk:
+            raise EngineError('the disk is full')
         self._kind.recorded[self.stage] = figures
 
     def _run(self, feeds):
         outputs = super()._run(feeds)
         if self.stage == 'decoder':
             self._kind.decodes += 1
-            if self._kind.wrong or len(feeds['mul']) == self._kind.wrong_for:
+            rows = len(outputs['logits'])
+            self._kind.rows.append(rows)
+            if self._kind.wrong or rows == self._kind.wrong_for:
                 outputs = {'logits': np.ascontiguousarray(outputs['logits'][::-1])}
+        elif self.stage == 'image_encoder' and self._kind.wrong_from_run is not None:
+            self._images.append(feeds['image'].shape)
+            if self._images.count(self._images[-1]) >= self._kind.wrong_from_run:
+                outputs = {'code': np.ascontiguousarray(outputs['code'][..., ::-1])}
         return outputs
 
 
@@ -178,8 +192,8 @@ def test_each_new_set_of_shapes_is_compared_once(bundle, store):
             before = kind.decodes
             segmenter.segment(pixels, few)
             reports.append((kind.decodes - before, len(list(store.folder.iterdir()))))
-        # The gate decodes each of its two frames twice; the request itself once.
-        assert reports == [(5, 2), (5, 3), (1, 3), (1, 3)]
+        # The gate decodes each of its two frames twice in each of three runs; the request once.
+        assert reports == [(13, 2), (13, 3), (1, 3), (1, 3)]
         segmenter.segment(gate_frames()[0], default_prompts())
         assert len(list(store.folder.iterdir())) == 3, 'the gate compared for these at the start'
 
@@ -198,8 +212,77 @@ def test_an_engine_that_is_wrong_for_some_shapes_is_replaced_when_they_come(bund
     assert 'The engine other is not used' in caplog.text
 
 
+def test_an_image_too_small_to_decide_anything_costs_no_engine(bundle, store):
+    _, segmenter = captured(bundle, store)
+    with segmenter:
+        image = np.random.default_rng(2).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+        assert segmenter.segment(image, PromptSet(('a',), ('b',))).mask.shape == (2, 2)
+        assert segmenter.engine_name == 'other'
+
+
+def test_an_engine_that_is_wrong_for_a_small_image_is_replaced_all_the_same(bundle, store):
+    _, segmenter = captured(bundle, store, wrong_for=3)
+    image = np.random.default_rng(0).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    with segmenter:
+        segmenter.segment(image, PromptSet(('a',), ('b', 'c')))
+        assert segmenter.engine_name == 'onnxruntime-cpu'
+
+
+def test_an_engine_is_compared_for_the_maps_that_it_decodes_not_for_the_prompts(
+        make_random_bundle, store):
+    """Two prompts of FPSeg may mean five classes, and two may mean one."""
+    kind = OtherKind()
+    kind.per_shape = True
+    backend = FpSegBackend(load_bundle(make_random_bundle('fpseg')), kind)
+    names = backend.class_names
+    segmenter = Segmenter(
+        backend, check=lambda backend, shapes=None: gate.admit(backend, shapes, store))
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    with segmenter:
+        for positive, negative, rows in (
+                (names[0], ', '.join(names[1:5]), 5), (names[0], names[0], 1)):
+            kind.rows.clear()
+            segmenter.segment(image, PromptSet((positive,), (negative,)))
+            assert set(kind.rows) == {rows}, 'the gate decoded what the request needs'
+            assert len(kind.rows) == 13
+
+
+def test_the_run_that_is_replayed_is_the_one_that_is_compared(bundle, store):
+    """An engine that captures at the second run may be right in the first alone."""
+    kind = OtherKind(wrong_from_run=2)
+    assert admit(bundle, kind, store).passed, 'one run an image tells nothing'
+    kind = OtherKind(wrong_from_run=2)
+    kind.per_shape, kind.name = True, 'captures'
+    with pytest.raises(ParityError, match='cosine'):
+        admit(bundle, kind, store)
+
+
+def test_figures_that_cannot_be_kept_refuse_no_engine(bundle, store, caplog):
+    kind = OtherKind()
+    kind.full_disk = True
+    assert admit(bundle, kind, store).passed
+    assert 'the disk is full' in caplog.text
+
+
+def test_a_pass_is_void_with_other_sources_and_on_another_cpu(bundle, monkeypatch):
+    def keys():
+        parity_store._source_hash.cache_clear()
+        return identity_of(ClipSegBackend(bundle, OtherKind()), 'torch-cpu').key
+
+    known = keys()
+    assert keys() == known
+    monkeypatch.setattr(parity_store, '_cpu_model', lambda: 'another')
+    assert keys() != known
+    monkeypatch.undo()
+    monkeypatch.setattr(parity_store, '_COMPUTING', ('backends', 'engines', 'models'))
+    assert keys() != known
+    monkeypatch.undo()
+    assert keys() == known
+
+
 def passing(**change):
-    checks = tuple(ThresholdCheck(fraction, 0.3, 0.5, 0, 1.0) for fraction in AREA_FRACTIONS)
+    checks = tuple(ThresholdCheck(fraction, 1 - fraction, 0.5, 0, 1.0)
+                   for fraction in AREA_FRACTIONS)
     return dataclasses.replace(
         FrameFigures('0', 1.0, 1e-6, 1e-6, 1e-7, checks, 0.3, 0.0, 0), **change)
 
@@ -226,6 +309,18 @@ def test_judgement():
     assert report(with_checks(coverage=0.04)).outcome is Outcome.UNDECIDABLE
     # What is not decidable fails nothing either, but another frame can decide.
     assert report(with_checks(coverage=0.04, flips=9), passing()).passed
+    # One threshold is one mask, however many fractions lead to it.
+    assert report(with_checks(threshold=0.8)).outcome is Outcome.UNDECIDABLE
+
+
+@pytest.mark.parametrize(('p99_dp', 'outcome'), [
+    (0.02, Outcome.PASS), (0.021, Outcome.FAIL), (math.nan, Outcome.FAIL)])
+def test_shapes_whose_masks_decide_nothing_are_judged_by_their_probabilities(p99_dp, outcome):
+    frame = dataclasses.replace(with_checks(coverage=0.0), p99_dp=p99_dp)
+    assert gate.judge([frame], 0.999, None)[0] is Outcome.UNDECIDABLE
+    assert gate.judge([frame], 0.999, None, masks_required=False)[0] is outcome
+    assert gate.judge([dataclasses.replace(frame, cosine=0.9)], 0.999, None,
+                      masks_required=False)[0] is Outcome.FAIL
 
 
 def test_a_report_survives_json():
