@@ -6,12 +6,16 @@ same on every engine and take any image size as an input, where an antialiased R
 not (TensorRT's parser has none).
 """
 
-from functools import lru_cache
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
+from blabberseg_ros.byte_cache import ByteCache
 
-@lru_cache(maxsize=64)
+# Of all image sizes and blurs together; those of 640x480 pixels and a model of 352 take 3 MB.
+_PAIRS: ByteCache[tuple[np.ndarray, np.ndarray]] = ByteCache(32_000_000)
+
+
 def triangle_weights(n_in: int, n_out: int) -> np.ndarray:
     """Return the resizing matrix of PIL's bilinear filter: a triangle, widened when shrinking.
 
@@ -36,7 +40,6 @@ def triangle_weights(n_in: int, n_out: int) -> np.ndarray:
     return read_only(np.float32(weights))
 
 
-@lru_cache(maxsize=64)
 def bilinear_weights(n_in: int, n_out: int) -> np.ndarray:
     """Return the resizing matrix of OpenCV's INTER_LINEAR: half-pixel centres, no antialiasing.
 
@@ -58,7 +61,6 @@ def bilinear_weights(n_in: int, n_out: int) -> np.ndarray:
     return read_only(np.float32(weights))
 
 
-@lru_cache(maxsize=64)
 def box_weights(n: int, kernel_size: int) -> np.ndarray:
     """Return the matrix of a box blur along one axis, as OpenCV's `blur` does it.
 
@@ -85,7 +87,6 @@ def box_weights(n: int, kernel_size: int) -> np.ndarray:
     return read_only(np.float32(weights))
 
 
-@lru_cache(maxsize=64)
 def blur_and_resize_weights(n_in: int, n_out: int, kernel_size: int) -> np.ndarray:
     """Return one matrix that blurs an axis with a box, then resizes it bilinearly.
 
@@ -101,17 +102,19 @@ def blur_and_resize_weights(n_in: int, n_out: int, kernel_size: int) -> np.ndarr
     return read_only(np.float32(resize @ box_weights(n_in, kernel_size)))
 
 
-@lru_cache(maxsize=64)
-def triangle_matrices(height: int, width: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pair that resizes an image [height, width] to [side, side].
+def triangle_matrices(height: int, width: int, new_height: int,
+                      new_width: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pair that resizes an image [height, width]; the width that of a square if None.
 
     Returns:
-        `rows` float32 [side, height] and `cols` float32 [width, side], for `rows @ image @ cols`.
+        `rows` float32 [new_height, height] and `cols` float32 [width, new_width], for
+        `rows @ image @ cols`.
     """
-    return triangle_weights(height, side), read_only(triangle_weights(width, side).T)
+    new_width = new_height if new_width is None else new_width
+    return kept_pair(('triangle', height, width, new_height, new_width), lambda: (
+        triangle_weights(height, new_height), read_only(triangle_weights(width, new_width).T)))
 
 
-@lru_cache(maxsize=64)
 def blur_and_resize_matrices(side: int, height: int, width: int,
                              kernel_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the pair that blurs a map [side, side] and resizes it to [height, width].
@@ -119,8 +122,22 @@ def blur_and_resize_matrices(side: int, height: int, width: int,
     Returns:
         `rows` float32 [height, side] and `cols` float32 [side, width], for `rows @ map @ cols`.
     """
-    return (blur_and_resize_weights(side, height, kernel_size),
-            read_only(blur_and_resize_weights(side, width, kernel_size).T))
+    return kept_pair(('blur', side, height, width, kernel_size), lambda: (
+        blur_and_resize_weights(side, height, kernel_size),
+        read_only(blur_and_resize_weights(side, width, kernel_size).T)))
+
+
+def kept_pair(key: Hashable, make: Callable[[], tuple[np.ndarray, np.ndarray]]
+              ) -> tuple[np.ndarray, np.ndarray]:
+    """Return a pair of matrices, the same arrays each time, so that engines send them once.
+
+    The pairs used last are kept, as many as fit into 32 MB.
+
+    Args:
+        key: of the pair, unlike that of any other.
+        make: makes it.
+    """
+    return _PAIRS.obtain(key, make, lambda pair: pair[0].nbytes + pair[1].nbytes)
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

@@ -291,7 +291,8 @@ class Backend(ABC):
         Raises:
             EngineError: the network fails.
         """
-        rows, cols = triangle_matrices(*image.shape[:2], self.bundle.manifest.input_size_px)
+        rows, cols = triangle_matrices(image.shape[0], image.shape[1],
+                                       self.bundle.manifest.input_size_px)
         outputs = self._engines['image_encoder'].infer(
             {'image': image, 'rows': rows, 'cols': cols})
         return outputs['code']

@@ -141,7 +141,8 @@ class FpSegBackend(Backend):
         Raises:
             EngineError: the network fails.
         """
-        rows, cols = matrices_in(*image.shape[:2], self.config.input_size_px, self.config.fit)
+        rows, cols = matrices_in(image.shape[0], image.shape[1], self.config.input_size_px,
+                                 self.config.fit)
         return self.engine('image_encoder').infer(
             {'image': image, 'rows': rows, 'cols': cols})['code']
 

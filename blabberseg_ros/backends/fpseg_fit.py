@@ -5,13 +5,12 @@
 fills the square, the rest on the right or at the bottom is padding.
 """
 
-from functools import lru_cache
-
 import numpy as np
 
 from blabberseg_ros.resampling import (
     bilinear_weights,
     blur_and_resize_weights,
+    kept_pair,
     read_only,
     triangle_weights,
 )
@@ -25,7 +24,6 @@ def fitted_size(height: int, width: int, side: int, fit: str) -> tuple[int, int]
     return (max(int(height * side / longest + 0.5), 1), max(int(width * side / longest + 0.5), 1))
 
 
-@lru_cache(maxsize=64)
 def matrices_in(height: int, width: int, side: int, fit: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the pair that resizes an image [height, width] into the square.
 
@@ -34,14 +32,18 @@ def matrices_in(height: int, width: int, side: int, fit: str) -> tuple[np.ndarra
         zero where the square is padding.
     """
     fitted_height, fitted_width = fitted_size(height, width, side, fit)
-    rows = np.zeros((side, height), np.float32)
-    cols = np.zeros((side, width), np.float32)
-    rows[:fitted_height] = triangle_weights(height, fitted_height)
-    cols[:fitted_width] = triangle_weights(width, fitted_width)
-    return read_only(rows), read_only(cols.T)
+    return kept_pair(('fit in', height, width, side, fit), lambda: (
+        read_only(_weights_in(height, fitted_height, side)),
+        read_only(_weights_in(width, fitted_width, side).T)))
 
 
-@lru_cache(maxsize=64)
+def _weights_in(length: int, fitted: int, side: int) -> np.ndarray:
+    """Return the matrix of `matrices_in` along one axis: float32 [side, length]."""
+    weights = np.zeros((side, length), np.float32)
+    weights[:fitted] = triangle_weights(length, fitted)
+    return weights
+
+
 def matrices_out(height: int, width: int, sides: tuple[int, int], fit: str,
                  blur_kernel_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the pair that takes a mask to the image: enlarge, crop, blur, resize.
@@ -59,11 +61,11 @@ def matrices_out(height: int, width: int, sides: tuple[int, int], fit: str,
         `rows` float32 [height, s] and `cols` float32 [s, width], s the mask's side.
     """
     fitted_height, fitted_width = fitted_size(height, width, sides[1], fit)
-    rows = _weights_out(height, fitted_height, sides, blur_kernel_size)
-    return rows, read_only(_weights_out(width, fitted_width, sides, blur_kernel_size).T)
+    return kept_pair(('fit out', height, width, sides, fit, blur_kernel_size), lambda: (
+        _weights_out(height, fitted_height, sides, blur_kernel_size),
+        read_only(_weights_out(width, fitted_width, sides, blur_kernel_size).T)))
 
 
-@lru_cache(maxsize=64)
 def _weights_out(length: int, fitted: int, sides: tuple[int, int], kernel_size: int) -> np.ndarray:
     """Return the matrix of `matrices_out` along one axis: float32 [length, mask side]."""
     enlarge = bilinear_weights(*sides).astype(np.float64)[:fitted]

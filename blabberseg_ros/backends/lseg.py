@@ -16,7 +16,7 @@ from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import EngineKind
 from blabberseg_ros.errors import NotFiniteError
 from blabberseg_ros.models.lseg_config import check_input_size
-from blabberseg_ros.resampling import read_only, triangle_weights
+from blabberseg_ros.resampling import triangle_matrices
 
 
 class LSegBackend(TextBackend):
@@ -71,9 +71,8 @@ class LSegBackend(TextBackend):
             EngineError: the network fails.
         """
         check_input_size(height, width)
-        return self.engine('image_encoder').infer({
-            'image': image, 'rows': triangle_weights(image.shape[0], height),
-            'cols': read_only(triangle_weights(image.shape[1], width).T)})
+        rows, cols = triangle_matrices(image.shape[0], image.shape[1], height, width)
+        return self.engine('image_encoder').infer({'image': image, 'rows': rows, 'cols': cols})
 
     def decode(self, image: ImageCode, prompts: Sequence[PromptCode]) -> Any:
         """Run the decoder once for all prompts."""

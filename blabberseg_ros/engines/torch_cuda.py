@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blabberseg_ros.bundle import Bundle
+from blabberseg_ros.byte_cache import ByteCache
 from blabberseg_ros.engines.base import (
     Availability,
     Engine,
@@ -40,8 +41,8 @@ _OUTBOXES = 16
 # Stages whose outputs go to the host at once.
 _TRANSIENT = frozenset({'answer'})
 _WARM_UP_RUNS = 3
-# Unchanging inputs that a captured graph keeps on the device.
-_CONSTANTS = 64
+# Unchanging inputs that a captured graph keeps on the device, in bytes.
+_CONSTANT_BYTES = 32_000_000
 # Families whose stages were written for CUDA, and the module that has them; `torch_family` runs
 # the others' as they are.
 _STAGES = {'clipseg': 'torch_stages', 'fpseg': 'torch_fpseg',
@@ -235,7 +236,7 @@ class _CapturedGraph:
         self._staging = {name: torch.empty_like(buffer, device='cpu').pin_memory()
                          for name, buffer in self._buffers.items()}
         self._last: dict[str, Value] = {}
-        self._constants: OrderedDict[tuple[str, int], tuple[np.ndarray, Tensor]] = OrderedDict()
+        self._constants: ByteCache[tuple[np.ndarray, Tensor]] = ByteCache(_CONSTANT_BYTES)
         self._copied = torch.cuda.Event()
         self._feed(feeds)
         stream = torch.cuda.Stream()
@@ -278,14 +279,10 @@ class _CapturedGraph:
         """
         import torch
 
-        key = (name, id(value))
-        if key not in self._constants:
-            while len(self._constants) >= _CONSTANTS:
-                self._constants.popitem(last=False)
-            # The array is kept as well, so that no other gets its identity.
-            self._constants[key] = (value, torch.from_numpy(value.copy()).to('cuda'))
-        self._constants.move_to_end(key)
-        return self._constants[key][1]
+        # The array is kept as well, so that no other gets its identity.
+        return self._constants.obtain(
+            (name, id(value)), lambda: (value, torch.from_numpy(value.copy()).to('cuda')),
+            lambda kept: kept[0].nbytes)[1]
 
     def _upload(self, name: str, value: np.ndarray) -> None:
         """Send an array through pinned memory."""

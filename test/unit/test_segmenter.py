@@ -13,9 +13,10 @@ from blabberseg_ros.errors import (
     NotFiniteError,
     PromptError,
 )
+from blabberseg_ros.frame_cache import MAX_FRAMES
 from blabberseg_ros.heatmap import FusionOptions, blur_and_resize, positive_probability
 from blabberseg_ros.prompts import PromptSet, default_prompts
-from blabberseg_ros.segmenter import IMAGE_CACHE_SIZE, Segmenter
+from blabberseg_ros.segmenter import Segmenter
 
 PROMPTS = default_prompts()
 
@@ -110,7 +111,7 @@ def test_a_reused_buffer_is_not_mistaken_for_the_old_frame(segmenter):
 
 
 def test_the_image_cache_holds_the_last_few_frames_only(segmenter):
-    frames = [frame(seed) for seed in range(IMAGE_CACHE_SIZE + 1)]
+    frames = [frame(seed) for seed in range(MAX_FRAMES + 1)]
     for image in frames:
         segmenter.segment(image, PROMPTS)
     assert segmenter.segment(frames[-1], PROMPTS).cache_hits.image
