@@ -4,7 +4,7 @@
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -192,6 +192,15 @@ class Segmenter:
     def run_counts(self) -> RunCounts:
         """Return how often the networks have run."""
         return self.backend.run_counts
+
+    def avoid(self, engines: Collection[str]) -> None:
+        """Take engines that have failed only if no other can be activated.
+
+        Args:
+            engines: their names. Called before `activate`.
+        """
+        self.backend, *self._others = sorted(
+            (self.backend, *self._others), key=lambda backend: backend.kind.name in engines)
 
     def activate(self) -> None:
         """Load the model on the first engine that takes it and gives its answers.

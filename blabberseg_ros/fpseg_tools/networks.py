@@ -148,8 +148,9 @@ class Preprocessor:
     def __call__(self, image: np.ndarray) -> Tensor:
         """Resize, normalise and pad: uint8 [H, W, 3] to float32 [3, S, S]."""
         config = self._config
+        height, width = image.shape[:2]
         rows, cols = (torch.tensor(matrix, device=self._device) for matrix in matrices_in(
-            *image.shape[:2], config.input_size_px, config.fit))
+            height, width, config.input_size_px, config.fit))
         pixels = resize(torch.from_numpy(image).to(self._device).permute(2, 0, 1).float(),
                         rows, cols)
         # SAM pads after the normalisation: 1 inside the image, 0 outside.

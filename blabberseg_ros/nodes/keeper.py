@@ -5,7 +5,7 @@ One thread uses it. Nothing here knows ROS.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +29,13 @@ PROMPT_GROUP = 32
 
 class SegmenterLike(Protocol):
     """What the worker needs from a segmenter (see `blabberseg_ros.segmenter.Segmenter`)."""
+
+    @property
+    def engine_name(self) -> str:
+        """Return the name of the engine in use."""
+
+    def avoid(self, engines: Collection[str]) -> None:
+        """Take these engines only if no other can be activated."""
 
     def activate(self) -> None:
         """Load what is needed to run."""
@@ -65,6 +72,9 @@ class ModelKeeper:
         self._warn = warn
         self._opener: Callable[[], SegmenterLike] | None = None
         self._reopened_s = float('-inf')
+        # Whether it was opened again and has segmented nothing since.
+        self._on_trial = False
+        self._avoided: set[str] = set()
         self.segmenter: SegmenterLike | None = None
         self.failures = 0
         self.retries = 0
@@ -88,6 +98,8 @@ class ModelKeeper:
         """Let go of the model."""
         self._opener = None
         self.failures = 0
+        self._on_trial = False
+        self._avoided.clear()
         self._let_go()
 
     def encode(self, prompts: PromptSet) -> PromptReport:
@@ -113,6 +125,7 @@ class ModelKeeper:
             heatmap = self._require().segment(
                 image, prompts, fusion, with_probability=with_probability, cancelled=cancelled)
             self.failures = 0
+            self._on_trial = False
             return heatmap
 
         try:
@@ -154,17 +167,25 @@ class ModelKeeper:
         return self.segmenter
 
     def _reopen(self) -> None:
-        """Open the model anew after repeated failures, not more often than each 5 s."""
+        """Open the model anew after repeated failures, not more often than each 5 s.
+
+        If that does not help, the next time is on another engine, where there is one.
+        """
         now_s = time.monotonic()
         if self._opener is None or now_s - self._reopened_s < REOPEN_INTERVAL_S:
             return
         self._reopened_s = now_s
-        self._warn('the model failed repeatedly; opening it again')
+        if self._on_trial and self.segmenter is not None:
+            self._avoided.add(self.segmenter.engine_name)
+        self._warn('the model failed repeatedly; opening it again' + (
+            f', if possible not on {" or ".join(sorted(self._avoided))}' if self._avoided else ''))
         try:
             self._let_go()
             segmenter = self._opener()
+            segmenter.avoid(self._avoided)
             segmenter.activate()
             self.segmenter = segmenter
+            self._on_trial = True
         except Exception as error:
             self._warn(f'the model could not be opened again, next try in '
                        f'{REOPEN_INTERVAL_S:.0f} s: {error}')

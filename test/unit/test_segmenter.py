@@ -217,3 +217,23 @@ def test_frames_are_told_apart_by_every_pixel_however_they_lie_in_memory(segment
                           (padded[:, :image.shape[1]], True), (changed, False), (image, True)):
         assert segmenter.segment(pixels, PROMPTS).cache_hits.image == known
     assert segmenter.run_counts.image_encoder == runs + 2
+
+
+def test_an_engine_that_failed_is_used_only_if_no_other_can_be(random_bundle, tmp_path,
+                                                               monkeypatch):
+    from blabberseg_ros.engines import choose
+    from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
+
+    class Other(OnnxRuntimeCpu):
+        name = 'other'
+
+    monkeypatch.setattr(choose, 'engine_kinds', lambda: [Other(), OnnxRuntimeCpu()])
+    for avoided, used in (((), 'other'), (('other',), 'onnxruntime-cpu'),
+                          (('other', 'onnxruntime-cpu'), 'other')):
+        opened = Segmenter.open(random_bundle, cache_dir=tmp_path, check_parity=False)
+        opened.avoid(avoided)
+        with opened:
+            assert opened.engine_name == used
+    named = Segmenter.open(random_bundle, engine='other', cache_dir=tmp_path, check_parity=False)
+    named.avoid(('other',))
+    assert named.engine_name == 'other'

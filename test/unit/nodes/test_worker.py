@@ -25,6 +25,8 @@ FUSION = FusionOptions()
 class Puppet:
     """A segmenter that notes what it is asked and can be held up or made to fail."""
 
+    engine_name = 'puppet'
+
     def __init__(self):
         self.log = []
         self.known = set()
@@ -32,6 +34,9 @@ class Puppet:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
+
+    def avoid(self, engines):
+        self.log.append(f'avoid {sorted(engines)}')
 
     def activate(self):
         self.log.append('activate')
