@@ -33,7 +33,7 @@ from blabberseg_ros.errors import (
 )
 from blabberseg_ros.frame_cache import FrameCache
 from blabberseg_ros.heatmap import CacheHits, FusionOptions, Heatmap, Timings
-from blabberseg_ros.parity.gate import Shapes, admit
+from blabberseg_ros.parity.gate import Shapes, admit, nearest_shapes
 from blabberseg_ros.prompt_store import PromptStore
 from blabberseg_ros.prompts import PromptSet
 
@@ -234,10 +234,15 @@ class Segmenter:
         """Compare an engine that is built for each set of shapes before it answers for new ones.
 
         Raises:
+            ImageError: it was built for other shapes.
             EngineError: it does not pass, and no other engine can be used.
         """
         if self._check is None or not self.backend.kind.per_shape or shapes in self._checked:
             return
+        if (nearest := nearest_shapes(self.backend, shapes)) != shapes:
+            raise ImageError(
+                f'{self.engine_name} was built for other shapes than {shapes}; the nearest are '
+                f'{nearest}. Send such images, or build plans for these (`blabberseg build`)')
         try:
             self._check(self.backend, shapes)
         except EngineError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from blabberseg_ros.bundle import Bundle, find_bundle, load_bundle
 from blabberseg_ros.cli.options import DEFAULT_BUNDLE
 from blabberseg_ros.engines.store import PlanStore
-from blabberseg_ros.engines.tensorrt import obtain_plan
+from blabberseg_ros.engines.tensorrt import obtain_plan, remember_options
 from blabberseg_ros.engines.tensorrt_builder import TENSORRT, TENSORRT_RTX, load_library
 from blabberseg_ros.engines.tensorrt_options import (
     HARDWARE_COMPATIBILITY,
@@ -89,7 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
         verb = f'built in {record.build_s:.1f} s' if obtained.built else 'kept'
         print(f'{stage}: {verb} ({obtained.reason}), {record.key.precision}, '
               f'{record.bytes / 1e6:.1f} MB\n    {obtained.plan.path}')
-    if library.name == TENSORRT_RTX:
+    if library.name == TENSORRT:
+        remember_options(bundle, options, store)
+        print('The engine "tensorrt" uses these options for this model from now on.')
+    else:
         print('These plans are of TensorRT-RTX: the graphs build. They are not run by this '
               'package; the engine "tensorrt" builds its own on the GPU that it runs on.')
     return 0

@@ -208,6 +208,21 @@ class EngineKind(ABC):
         return Availability(False, f'the bundle {bundle.manifest.name} has no graphs; write it '
                                    'again with `blabberseg export`')
 
+    def nearest_shapes(self, bundle: Bundle, width_px: int, height_px: int,
+                       rows: int) -> tuple[int, int, int]:
+        """Return the shapes nearest to these that this kind takes; most take all.
+
+        Args:
+            bundle: the model.
+            width_px: of the image.
+            height_px: of the image.
+            rows: of the logits.
+
+        Returns:
+            Width, height and rows.
+        """
+        return width_px, height_px, rows
+
     def extra_stages(self, bundle: Bundle) -> frozenset[str]:
         """Return the stages that this kind runs besides those of the bundle's graphs."""
         return frozenset()

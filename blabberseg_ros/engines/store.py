@@ -3,6 +3,7 @@
 
     NAME.plan    the plan as the library wrote it, so that other tools can read it
     NAME.json    what it was built from and for, and its SHA-256; written last
+    MODEL.options    how the plans of a model shall be built, as `blabberseg build` was told last
     .NAME.lock   held while a process builds this plan
 
 A plan is a program. The checksum finds damage, not malice, which is why nobody else may write to
@@ -30,7 +31,7 @@ from blabberseg_ros.engines.plan_record import PlanKey, PlanRecord, read_record
 from blabberseg_ros.errors import EngineError
 
 _LOG = logging.getLogger(__name__)
-PLAN, RECORD, SET_ASIDE = '.plan', '.json', '.damaged'
+PLAN, RECORD, SET_ASIDE, OPTIONS = '.plan', '.json', '.damaged', '.options'
 _MAX_RECORD_BYTES = 1 << 20
 _LOCK_POLL_S = 0.05
 _LOG_PERIOD_S = 5.0
@@ -118,6 +119,21 @@ class PlanStore:
         record = self._read_record(key.name)
         with _writing(self.folder):
             self._write_record(replace(record, parity=dict(figures)))
+
+    def write_options(self, name: str, text: str) -> None:
+        """Keep how the plans of a model shall be built.
+
+        Raises:
+            EngineError: the folder cannot be used.
+        """
+        self._prepare_folder()
+        with _writing(self.folder):
+            write_text(self._path(name, OPTIONS), text)
+
+    def read_options(self, name: str) -> bytes | None:
+        """Return what `write_options` kept; None if there is nothing."""
+        path = self._path(name, OPTIONS)
+        return _read_regular(path, _MAX_RECORD_BYTES) if path.exists() else None
 
     def verify(self) -> list[Verdict]:
         """Check every plan in the store against its record."""
@@ -272,11 +288,16 @@ class PlanStore:
         """
         with _writing(self.folder):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mode = self.folder.stat().st_mode
-        if mode & _WRITABLE_BY_OTHERS:
+            status = self.folder.stat()
+        if status.st_mode & _WRITABLE_BY_OTHERS:
             raise EngineError(
                 f'other users may write to {self.folder}, and a plan is a program that they could '
                 f'put there; check the folder, then chmod go-w {self.folder}')
+        # Who owns a folder may write to it whatever its mode says; root may in any case.
+        if status.st_uid not in (os.geteuid(), 0):
+            raise EngineError(
+                f'{self.folder} belongs to another user (id {status.st_uid}), and a plan is a '
+                'program that they could put there; use a folder of your own, by XDG_CACHE_HOME')
 
     def _path(self, name: str, suffix: str) -> Path:
         """Return the path of a file of the store.

@@ -6,6 +6,7 @@ The builder is tested with TensorRT-RTX, which needs no GPU. Nothing here has ru
 
 import contextlib
 import importlib.util
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,15 @@ from blabberseg_ros.engines.graph_inputs import graph_inputs
 from blabberseg_ros.engines.plan_record import NO_GPU, PlanKey, PlanRecord
 from blabberseg_ros.engines.store import Obtained, PlanStore
 from blabberseg_ros.engines.tensorrt_builder import TENSORRT, Library, build_plan, load_library
-from blabberseg_ros.engines.tensorrt_options import BuildOptions, Profile, profiles_for
+from blabberseg_ros.engines.tensorrt_options import (
+    AUTO_PRECISION,
+    BuildOptions,
+    Profile,
+    profiles_for,
+)
 from blabberseg_ros.errors import EngineError
+
+_LOG = logging.getLogger(__name__)
 
 
 def stage_precision(bundle: Bundle, stage: str, precision: str) -> str:
@@ -35,6 +43,8 @@ def stage_precision(bundle: Bundle, stage: str, precision: str) -> str:
     """
     if precision in ('fp32', 'tf32'):
         return precision
+    if precision == AUTO_PRECISION:
+        return 'fp16' if f'{stage}_fp16' in bundle.manifest.graphs else 'fp32'
     if not any(name.endswith(f'_{precision}') for name in bundle.manifest.graphs):
         raise EngineError(
             f'the bundle {bundle.folder} has no {precision} graphs; import it again with this '
@@ -65,9 +75,34 @@ def obtain_plan(bundle: Bundle, stage: str, library: Library, options: BuildOpti
     """
     precision = stage_precision(bundle, stage, options.precision)
     graph = stage_graph(bundle, stage, precision, library)
+    options = options.of_stage(precision)
     profiles = profiles_for(graph_inputs(graph), options)
     key = plan_key(bundle, stage, graph, precision, profiles, library, options)
     return store.obtain(key, lambda: build_plan(library, graph, profiles, options))
+
+
+def remember_options(bundle: Bundle, options: BuildOptions, store: PlanStore) -> None:
+    """Make the engine use these options for a bundle from now on, and so find plans built so.
+
+    Raises:
+        EngineError: the store cannot be written to.
+    """
+    store.write_options(_options_name(bundle), options.to_json())
+
+
+def options_for(bundle: Bundle, store: PlanStore) -> BuildOptions:
+    """Return the options that `remember_options` was given last; the defaults if none were."""
+    try:
+        text = store.read_options(_options_name(bundle))
+        return BuildOptions() if text is None else BuildOptions.from_json(text)
+    except EngineError as error:
+        _LOG.warning('Plans of %s are built with the default options: %s. Run `blabberseg build` '
+                     'again', bundle.manifest.name, error)
+        return BuildOptions()
+
+
+def _options_name(bundle: Bundle) -> str:
+    return bundle.fingerprint[:32]
 
 
 def plan_key(bundle: Bundle, stage: str, graph: Path, precision: str,
@@ -160,10 +195,12 @@ class TensorRt(EngineKind):
         """Use build options and a store.
 
         Args:
-            options: None means the defaults.
+            options: None means those of the last `blabberseg build` of a bundle, else the
+                defaults.
             store: None means the user's.
         """
-        self._options = options if options is not None else BuildOptions()
+        self._options = options
+        self._remembered: dict[str, BuildOptions] = {}
         self._store = store if store is not None else PlanStore()
         self._shared_device: Any = None
 
@@ -181,10 +218,35 @@ class TensorRt(EngineKind):
                 False, 'pycuda is not installed; pip install "blabberseg_ros[pycuda]"')
         return Availability(True, f'TensorRT {library.version} on {cuda.reason}')
 
+    def options(self, bundle: Bundle) -> BuildOptions:
+        """Return how the plans of a bundle are built; what is read once stays."""
+        if self._options is not None:
+            return self._options
+        name = bundle.fingerprint
+        if name not in self._remembered:
+            self._remembered[name] = options_for(bundle, self._store)
+        return self._remembered[name]
+
+    def takes(self, bundle: Bundle) -> Availability:
+        """Return whether the bundle has graphs, of the precision asked for."""
+        availability = super().takes(bundle)
+        if availability.ok:
+            try:
+                stage_precision(bundle, 'image_encoder', self.options(bundle).precision)
+            except EngineError as error:
+                return Availability(False, str(error))
+        return availability
+
+    def nearest_shapes(self, bundle: Bundle, width_px: int, height_px: int,
+                       rows: int) -> tuple[int, int, int]:
+        """Return the image size and the number of prompts nearest to these that plans take."""
+        return self.options(bundle).nearest(width_px, height_px, rows)
+
     def create(self, bundle: Bundle, stage: str) -> Engine:
         """Return an inactive engine for one stage of a bundle; all share one stream."""
         from blabberseg_ros.engines.tensorrt_runner import Device
 
         if self._shared_device is None:
             self._shared_device = Device()
-        return TensorRtEngine(bundle, stage, self._options, self._store, self._shared_device)
+        return TensorRtEngine(bundle, stage, self.options(bundle), self._store,
+                              self._shared_device)

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a TensorRT plan shall be built for: options and shape profiles, without TensorRT."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from blabberseg_ros.engines.base import TensorSpec
 from blabberseg_ros.errors import EngineError, ParameterError
 
-# tf32 is the fp32 graph with matrix products in TensorFloat-32 (10 bits of mantissa).
-PRECISIONS = ('fp32', 'tf32', 'fp16', 'bf16')
+# tf32 is the fp32 graph with matrix products in TensorFloat-32 (10 bits of mantissa); auto is fp16
+# for each stage that has a graph of it, and fp32 for the others.
+AUTO_PRECISION = 'auto'
+PRECISIONS = (AUTO_PRECISION, 'fp32', 'tf32', 'fp16', 'bf16')
 # NVIDIA's names: none, any GPU from Ampere on, any GPU of the same compute capability.
 HARDWARE_COMPATIBILITY = ('none', 'ampere_plus', 'same_compute_capability')
 MAX_OPTIMISATION_LEVEL = 5
@@ -37,6 +40,10 @@ class Range:
                 f'the range {self.minimum} {self.optimum} {self.maximum} is not 1 <= minimum <= '
                 'optimum <= maximum')
 
+    def nearest(self, length: int) -> int:
+        """Return the length of the range that is nearest to one."""
+        return min(max(length, self.minimum), self.maximum)
+
 
 @dataclass(frozen=True)
 class ImageRange:
@@ -57,7 +64,7 @@ class BuildOptions:
 
     Attributes:
         precision: one of PRECISIONS. From TensorRT 11 on it is that of the exported graph; stages
-            without a graph of that precision stay fp32.
+            without a graph of that precision are fp32.
         prompts: numbers of prompts.
         image_sizes: sizes of camera images: one range, or several fixed sizes, which run faster.
         input_sizes: sides of what images are stretched to, of networks that take any size (LSeg).
@@ -70,7 +77,7 @@ class BuildOptions:
         dla_core: deep-learning accelerator of a Jetson to use; what it cannot run runs on the GPU.
     """
 
-    precision: str = 'fp32'
+    precision: str = AUTO_PRECISION
     prompts: Range = Range(1, 13, 64)
     image_sizes: tuple[ImageRange, ...] = (
         ImageRange(heights=Range(16, 480, 1920), widths=Range(16, 640, 1920)),)
@@ -103,7 +110,7 @@ class BuildOptions:
             raise ParameterError(f'a workspace of {self.workspace_mib} MiB is too small')
         if not self.image_sizes:
             raise ParameterError('no image size is given')
-        if self.dla_core is not None and self.precision != 'fp16':
+        if self.dla_core is not None and self.precision not in (AUTO_PRECISION, 'fp16'):
             raise ParameterError(
                 f'a DLA computes in fp16 only and {self.precision} was asked for; use --precision '
                 'fp16, or leave the DLA out')
@@ -112,6 +119,46 @@ class BuildOptions:
         """Return the options that decide what the plan is, besides precision and shapes."""
         return {field.name: getattr(self, field.name) for field in fields(self)
                 if field.name not in _NOT_DECIDING}
+
+    def of_stage(self, precision: str) -> 'BuildOptions':
+        """Return the options for a stage of a precision of its own; a DLA runs fp16 alone."""
+        return replace(self, precision=precision,
+                       dla_core=self.dla_core if precision == 'fp16' else None)
+
+    def nearest(self, width_px: int, height_px: int, prompts: int) -> tuple[int, int, int]:
+        """Return the width, height and number of prompts nearest to these that a plan takes."""
+        def clamped(sizes: ImageRange) -> tuple[int, int]:
+            return sizes.widths.nearest(width_px), sizes.heights.nearest(height_px)
+
+        width, height = min(map(clamped, self.image_sizes), key=lambda size: (
+            abs(size[0] - width_px) + abs(size[1] - height_px)))
+        return width, height, self.prompts.nearest(prompts)
+
+    def to_json(self) -> str:
+        """Return all of it as JSON."""
+        path = self.timing_cache
+        return json.dumps({**asdict(self), 'timing_cache': path and str(path.absolute())},
+                          indent=2) + '\n'
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> 'BuildOptions':
+        """Return what `to_json` wrote.
+
+        Raises:
+            EngineError: it is damaged, or of another version.
+        """
+        try:
+            content = json.loads(text)
+            for name in ('prompts', 'input_sizes'):
+                content[name] = Range(**content[name])
+            content['image_sizes'] = tuple(
+                ImageRange(**{axis: Range(**lengths) for axis, lengths in sizes.items()})
+                for sizes in content['image_sizes'])
+            if content['timing_cache'] is not None:
+                content['timing_cache'] = Path(content['timing_cache'])
+            return cls(**content)
+        except (ValueError, TypeError, KeyError, AttributeError, ParameterError) as error:
+            raise EngineError(f'the build options cannot be read ({error})') from error
 
 
 @dataclass(frozen=True)

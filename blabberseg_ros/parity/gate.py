@@ -98,7 +98,8 @@ def admit(backend: Backend, shapes: Shapes | None = None,
             backend.kind.name)
         return None
     store = store if store is not None else ParityStore()
-    identity = identity_of(backend, kind.name, ', '.join(map(str, [shapes] if shapes else own)))
+    wanted = own if shapes is None else [shapes] * len(own)
+    identity = identity_of(backend, kind.name, ', '.join(map(str, wanted)))
     known = store.load(identity)
     if known is not None:
         return known
@@ -107,12 +108,9 @@ def admit(backend: Backend, shapes: Shapes | None = None,
     reference = type(backend)(backend.bundle, kind)
     reference.activate()
     try:
-        if shapes is None:
-            report = check_parity(reference, backend)
-        else:
-            report = check_parity(
-                reference, backend, frames=_frames_of(shapes),
-                prompts=backend.example_prompts(shapes.rows), masks_required=False)
+        report = check_parity(
+            reference, backend, frames=_frames_of(wanted),
+            prompts=backend.example_prompts(wanted[0].rows), masks_required=shapes is None)
     finally:
         reference.deactivate()
     if not report.passed:
@@ -134,13 +132,21 @@ def _record(backend: Backend, report: ParityReport) -> None:
 
 
 def _own_shapes(backend: Backend) -> list[Shapes]:
+    """Return the shapes of the gate's frames and prompts, as far as the engine takes them."""
     rows = backend.rows(backend.texts(backend.example_prompts()))
-    return [Shapes(*pose.size_px, rows) for pose in GATE]
+    return [nearest_shapes(backend, Shapes(*pose.size_px, rows)) for pose in GATE]
 
 
-def _frames_of(shapes: Shapes) -> list[np.ndarray]:
-    size = (shapes.width_px, shapes.height_px)
-    return [np.ascontiguousarray(cv2.resize(frame, size)) for frame in gate_frames()]
+def nearest_shapes(backend: Backend, shapes: Shapes) -> Shapes:
+    """Return the shapes nearest to some that the engine was built for."""
+    return Shapes(*backend.kind.nearest_shapes(
+        backend.bundle, shapes.width_px, shapes.height_px, shapes.rows))
+
+
+def _frames_of(wanted: Sequence[Shapes]) -> list[np.ndarray]:
+    sizes = [(shapes.width_px, shapes.height_px) for shapes in wanted]
+    return [frame if frame.shape[1::-1] == size else cv2.resize(frame, size)
+            for frame, size in zip(gate_frames(), sizes, strict=True)]
 
 
 def reference_kind(bundle: Bundle) -> EngineKind | None:

@@ -332,3 +332,14 @@ def test_prune_leaves_alone_what_is_being_built(store):
 def test_an_absent_folder_is_an_empty_store(store):
     assert store.verify() == []
     assert store.prune() == []
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / 'plans'
+    folder.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(folder, 1234, -1)
+    else:
+        monkeypatch.setattr(os, 'geteuid', lambda: 1234)
+    with pytest.raises(EngineError, match='belongs to another user'):
+        PlanStore(folder).write_options('model', '{}')

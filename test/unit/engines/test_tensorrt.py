@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TensorRT as an engine: what is asked of the machine, the graphs and the library."""
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -9,9 +10,12 @@ from types import SimpleNamespace
 import pytest
 import tensorrt_rtx_bindings as trt
 
+from blabberseg_ros.cli import build as build_command
 from blabberseg_ros.engines import tensorrt, tensorrt_builder, tensorrt_runner
 from blabberseg_ros.engines.choose import engine_kinds
 from blabberseg_ros.engines.cuda_probe import CudaDevice, CudaProbe
+from blabberseg_ros.engines.store import PlanStore
+from blabberseg_ros.engines.tensorrt import TensorRt
 from blabberseg_ros.engines.tensorrt_builder import TENSORRT, Library, load_library, make_logger
 from blabberseg_ros.engines.tensorrt_options import BuildOptions
 from blabberseg_ros.errors import EngineError
@@ -76,6 +80,83 @@ def test_a_stage_has_the_precision_of_its_graph(bundle, rtx):
     assert tensorrt.stage_graph(typed, 'image_encoder', 'bf16', rtx).name == (
         'image_encoder_bf16.onnx')
     assert tensorrt.stage_graph(typed, 'image_encoder', 'bf16', weak).name == 'image_encoder.onnx'
+
+
+def test_auto_is_fp16_where_there_is_a_graph_of_it(bundle):
+    assert tensorrt.stage_precision(bundle, 'image_encoder', 'auto') == 'fp16'
+    assert tensorrt.stage_precision(bundle, 'film', 'auto') == 'fp32'
+    assert TensorRt(store=PlanStore(Path('/nowhere'))).create(
+        bundle, 'image_encoder').precision == 'fp16'
+
+
+def test_a_bundle_without_graphs_of_the_precision_rules_out_this_kind_alone(bundle, tmp_path):
+    plain = dataclasses.replace(bundle, manifest=dataclasses.replace(
+        bundle.manifest, graphs={stage: f'{stage}.onnx' for stage in STAGES}))
+    store = PlanStore(tmp_path)
+    assert TensorRt(store=store).takes(plain).ok
+    assert TensorRt(store=store).create(plain, 'image_encoder').precision == 'fp32'
+    refused = TensorRt(BuildOptions('fp16'), store).takes(plain)
+    assert not refused.ok
+    assert 'no fp16 graphs' in refused.reason
+
+
+def test_a_stage_that_stays_fp32_uses_no_dla():
+    options = BuildOptions(dla_core=0)
+    assert options.of_stage('fp16').dla_core == 0
+    assert options.of_stage('fp32').dla_core is None
+
+
+BUILD = ('--prompts', '1', '2', '4', '--image-sizes', '64x48', '--optimisation-level', '1')
+
+
+@pytest.mark.parametrize('precision', ['auto', 'fp32'])
+def test_the_engine_finds_the_plans_that_were_built_for_it(bundle, monkeypatch, tmp_path,
+                                                           precision):
+    """TensorRT is stood in for: what counts is under which key each side looks."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(tensorrt, 'probe_cuda', lambda: ONE_GPU)
+    library = Library(TENSORRT, SimpleNamespace(__version__='11.4', BuilderFlag=SimpleNamespace()))
+    for module in (tensorrt, build_command):
+        monkeypatch.setattr(module, 'load_library', lambda name: library)
+    built = []
+    monkeypatch.setattr(tensorrt, 'build_plan', lambda library, graph, profiles, options: (
+        built.append((graph.stem, options.precision)), b'a plan')[1])
+    runners = []
+    monkeypatch.setattr(tensorrt_runner, 'PlanRunner', lambda *arguments: (
+        runners.append(arguments), SimpleNamespace(outputs=[], close=lambda: None))[1])
+    parser = argparse.ArgumentParser()
+    build_command.add_parser(parser.add_subparsers())
+    arguments = parser.parse_args(['build', '--bundle', str(bundle.folder), '--precision',
+                                   precision, *BUILD])
+    assert arguments.run(arguments) == 0
+    stages = [*STAGES]
+    assert sorted(built) == sorted(
+        (f'{stage}_fp16', 'fp16') if precision == 'auto' and stage in ('image_encoder', 'decoder')
+        else (stage, 'fp32') for stage in stages)
+    built.clear()
+    kind = TensorRt()
+    monkeypatch.setattr(tensorrt_runner, 'Device', lambda: SimpleNamespace(
+        open=lambda: None, close=lambda: None))
+    for stage in stages:
+        engine = kind.create(bundle, stage)
+        engine.activate()
+        engine.deactivate()
+    assert built == []
+    assert len(runners) == len(stages)
+    assert runners[0][2][0].inputs[0].maximum == (48, 64, 3)
+    assert kind.nearest_shapes(bundle, 640, 480, 13) == (64, 48, 4)
+
+
+def test_damaged_build_options_are_those_by_default_and_the_log_says_so(bundle, tmp_path, caplog):
+    store = PlanStore(tmp_path / 'plans')
+    tensorrt.remember_options(bundle, BuildOptions('fp32'), store)
+    assert tensorrt.options_for(bundle, store) == BuildOptions('fp32')
+    path, = store.folder.iterdir()
+    path.write_bytes(path.read_bytes()[:20])
+    assert tensorrt.options_for(bundle, store) == BuildOptions()
+    assert 'Run `blabberseg build` again' in caplog.text
+    assert store.prune() == []
+    assert store.verify() == []
 
 
 def test_host_code_is_never_allowed():

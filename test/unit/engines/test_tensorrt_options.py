@@ -10,9 +10,10 @@ import tensorrt_rtx_bindings as trt
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blabberseg_ros.engines import tensorrt_builder
 from blabberseg_ros.engines.graph_inputs import graph_inputs
 from blabberseg_ros.engines.tensorrt_builder import Library, apply_options, build_plan
-from blabberseg_ros.engines.tensorrt_options import BuildOptions, Range, profiles_for
+from blabberseg_ros.engines.tensorrt_options import BuildOptions, ImageRange, Range, profiles_for
 from blabberseg_ros.errors import EngineError, ParameterError
 
 
@@ -54,14 +55,22 @@ def test_a_version_compatible_plan_carries_no_host_code(rtx, builder, compatible
     assert flag(builder, 'EXCLUDE_LEAN_RUNTIME') == compatible
 
 
-def test_the_timing_cache_is_used_and_written(rtx, builder, bundle, tmp_path):
+def test_the_timing_cache_is_used_and_written(rtx, builder, bundle, tmp_path, monkeypatch):
+    use = tensorrt_builder._use_timing_cache
     options = BuildOptions(timing_cache=tmp_path / 'timing.cache')
     assert builder.config.get_timing_cache() is None
     apply_options(rtx, builder.builder, builder.config, options)
     assert builder.config.get_timing_cache() is not None
     graph = bundle.graph('film')
     build_plan(rtx, graph, profiles_for(graph_inputs(graph), options), options)
-    assert options.timing_cache.is_file()
+    written = options.timing_cache.read_bytes()
+    assert written
+    given = []
+    monkeypatch.setattr(tensorrt_builder, '_use_timing_cache', lambda config, path: (
+        given.append(path.read_bytes()), use(config, path)))
+    build_plan(rtx, graph, profiles_for(graph_inputs(graph), options), options)
+    assert given == [written], 'the second build starts from what the first has measured'
+    assert options.timing_cache.read_bytes()
 
 
 def test_a_damaged_timing_cache_is_started_anew(rtx, builder, tmp_path):
@@ -116,7 +125,7 @@ def test_an_option_that_the_library_has_not_is_refused(builder):
     ({'optimisation_level': 6}, r'not in 0\.\.5'),
     ({'workspace_mib': 0}, 'too small'),
     ({'image_sizes': ()}, 'no image size'),
-    ({'dla_core': 0}, 'fp16 only')])
+    ({'dla_core': 0, 'precision': 'fp32'}, 'fp16 only')])
 def test_options_out_of_their_bounds_are_refused(options, message):
     with pytest.raises(ParameterError, match=message):
         BuildOptions(**options)
@@ -134,3 +143,28 @@ def test_a_range_is_ordered_and_not_empty(low, middle, high):
 def test_the_timing_cache_does_not_make_another_plan():
     assert BuildOptions(timing_cache=Path('a')).settings() == BuildOptions().settings()
     assert BuildOptions(sparse=True).settings() != BuildOptions().settings()
+
+
+SIZES = (ImageRange.fixed(640, 480), ImageRange(Range(16, 30, 64), Range(100, 200, 300)))
+
+
+@pytest.mark.parametrize('options', [
+    BuildOptions(), BuildOptions('fp16', Range(1, 2, 3), SIZES, timing_cache=Path('/a/b'),
+                                 workspace_mib=9, sparse=True)])
+def test_options_survive_json(options):
+    assert BuildOptions.from_json(options.to_json()) == options
+
+
+@pytest.mark.parametrize('text', [b'', b'[]', b'{}', b'\xff', BuildOptions().to_json()[:-9],
+                                  BuildOptions().to_json().replace(': 1,', ': 0,'),
+                                  BuildOptions().to_json().replace('auto', 'int8')])
+def test_damaged_options_are_refused(text):
+    with pytest.raises(EngineError, match='cannot be read'):
+        BuildOptions.from_json(text)
+
+
+@pytest.mark.parametrize(('asked', 'nearest'), [
+    ((640, 480, 13), (640, 480, 13)), ((2, 2, 65), (100, 16, 64)), ((200, 40, 2), (200, 40, 2)),
+    ((352, 352, 1), (300, 64, 1)), ((8000, 7000, 0), (640, 480, 1))])
+def test_the_nearest_shapes_that_a_plan_takes(asked, nearest):
+    assert BuildOptions(image_sizes=SIZES).nearest(*asked) == nearest

@@ -13,7 +13,7 @@ from blabberseg_ros.backends.fpseg import FpSegBackend
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.engines.base import Availability
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCpuEngine
-from blabberseg_ros.errors import EngineError, ParityError
+from blabberseg_ros.errors import EngineError, ImageError, ParityError
 from blabberseg_ros.parity import gate
 from blabberseg_ros.parity import store as parity_store
 from blabberseg_ros.parity.frames import GATE, frame, gate_frames, moving_frames
@@ -245,6 +245,20 @@ def test_an_engine_is_compared_for_the_maps_that_it_decodes_not_for_the_prompts(
             segmenter.segment(image, PromptSet((positive,), (negative,)))
             assert set(kind.rows) == {rows}, 'the gate decoded what the request needs'
             assert len(kind.rows) == 13
+
+
+def test_an_engine_with_shapes_of_its_own_is_compared_for_these_and_refuses_others(bundle, store):
+    kind, segmenter = captured(bundle, store)
+    kind.nearest_shapes = lambda bundle, width, height, rows: (64, 48, min(rows, 4))
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    few = PromptSet(('grass',), ('roof', 'water', 'trees'))
+    with segmenter:
+        assert set(kind.rows) == {4}
+        segmenter.segment(image, few)
+        for pixels, prompts in ((image[:40], few), (image, default_prompts())):
+            with pytest.raises(ImageError, match='the nearest are 64x48 pixels and 4 maps'):
+                segmenter.segment(pixels, prompts)
+        assert segmenter.engine_name == 'other'
 
 
 def test_the_run_that_is_replayed_is_the_one_that_is_compared(bundle, store):
