@@ -19,7 +19,7 @@ TENSORRT_RTX = [
 EXTRAS = {
     # One of these two, never both: they install into the same folder and overwrite each other.
     'cpu': ['onnxruntime>=1.18'],
-    'gpu': ['onnxruntime-gpu>=1.18'],
+    'gpu': ['onnxruntime-gpu>=1.24'],
     # OpenCV, where apt's python3-opencv is absent (a robot with ROS 2 has it).
     'opencv': ['opencv-python-headless>=4.5,<5'],
     # Import, export and training of models.

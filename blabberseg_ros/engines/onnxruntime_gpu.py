@@ -32,10 +32,12 @@ from blabberseg_ros.errors import EngineError
 
 _LOG = logging.getLogger(__name__)
 CPU = 'CPUExecutionProvider'
-# Arithmetic on shapes; the CUDA provider leaves it to the CPU on purpose.
+# Arithmetic on shapes, which the CUDA provider leaves to the CPU on purpose: the operators that
+# our graphs have on integers. Neither ONNX Runtime nor the graphs tell the types of a node.
 _SHAPE_OPERATORS = frozenset({
-    'Add', 'Cast', 'Concat', 'ConstantOfShape', 'Div', 'Equal', 'Expand', 'Gather', 'Identity',
-    'Mul', 'Range', 'Reshape', 'Shape', 'Size', 'Slice', 'Squeeze', 'Sub', 'Unsqueeze', 'Where'})
+    'Add', 'Concat', 'Div', 'Mul', 'Range', 'Reshape', 'Shape', 'Squeeze', 'Unsqueeze'})
+# Tells which node runs where; ONNX Runtime has it from 1.24 on.
+_ASSIGNMENT = 'get_provider_graph_assignment_info'
 # Combinations of input shapes that keep their buffers.
 _BINDINGS = 8
 _NO_CAPTURE = '-1'
@@ -245,10 +247,8 @@ def refuse_fallback(session: Any, provider: Provider, stage: str) -> None:
             f'ONNX Runtime cannot use {provider.name} and fell back to '
             f'{session.get_providers()[0]} for {stage}. A library of CUDA or cuDNN is missing or '
             'of another version than it was built for; `blabberseg doctor` tells more')
-    if not hasattr(session, 'get_provider_graph_assignment_info'):
-        return  # before 1.24; what it does with single nodes cannot be known
     strays = sorted({
-        node.op_type for part in session.get_provider_graph_assignment_info()
+        node.op_type for part in getattr(session, _ASSIGNMENT)()
         if part.ep_name == CPU for node in part.get_nodes()} - _SHAPE_OPERATORS)
     if strays and provider.name != CPU:
         raise EngineError(f'ONNX Runtime would run parts of {stage} on the CPU: '
@@ -281,6 +281,10 @@ class OnnxRuntimeCuda(EngineKind):
             return Availability(
                 False, f'the installed onnxruntime {runtime_version()} has no {self.provider}; '
                        'pip uninstall onnxruntime, then pip install "blabberseg_ros[gpu]"')
+        if not hasattr(onnxruntime.InferenceSession, _ASSIGNMENT):
+            return Availability(
+                False, f'onnxruntime {runtime_version()} does not tell which nodes it runs on the '
+                       'CPU after all; pip install "onnxruntime-gpu>=1.24"')
         # Of the CUDA that pip brought. Without it they are looked up in the system's folders.
         onnxruntime.preload_dlls()
         problem = _cannot_load(Path(onnxruntime.__file__).parent / 'capi', self.library)
