@@ -62,6 +62,9 @@ class Provider:
     graph_option: str = ''
 
 
+ON_CPU = Provider(CPU, 'cpu', {})
+
+
 @dataclass(frozen=True)
 class DeviceValue:
     """A tensor on the device: ONNX Runtime's value, and its shape."""

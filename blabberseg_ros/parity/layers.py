@@ -17,14 +17,16 @@ from blabberseg_ros.backends.base import Query
 from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import Engine, EngineKind, TensorSpec, Value
+from blabberseg_ros.engines.onnxruntime_gpu import ON_CPU, OnnxRuntimeCuda, refuse_fallback
 from blabberseg_ros.errors import EngineError
 from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.parity import reference
 from blabberseg_ros.prompts import PromptSet
 
 # Relative to the length of the reference's value; rounding alone stays below.
-TOLERANCE = {'fp32': 1e-4, 'fp16': 5e-3, 'bf16': 4e-2}
-_ONNX_RUNTIME, _TORCH_CUDA = 'onnxruntime-cpu', 'torch-cuda'
+TOLERANCE = {'fp32': 1e-4, 'fp16': 5e-3, 'bf16': 4e-2, 'int8': 0.1}
+_ONNX_RUNTIME = ('onnxruntime-cpu', 'onnxruntime-cpu-int8', 'onnxruntime-cuda')
+_TORCH_CUDA = 'torch-cuda'
 # All others stay in fp32: their results are cached, or make the mask.
 _HALF_STAGES = ('image_encoder', 'decoder')
 Trace = dict[str, np.ndarray]
@@ -134,23 +136,27 @@ def trace(bundle: Bundle, kind: EngineKind, stage: str,
     Raises:
         EngineError: the engine cannot show its nodes.
     """
-    if kind.name == _ONNX_RUNTIME:
-        return _trace_onnx(bundle, stage, feeds)
+    if kind.name in _ONNX_RUNTIME:
+        return _trace_onnx(bundle, kind, stage, feeds)
     if kind.name in (reference.NAME, _TORCH_CUDA):
         return _trace_torch(bundle, kind, stage, feeds)
-    raise EngineError(f'the nodes of {kind.name} cannot be shown yet; --layers works with '
-                      f'{_ONNX_RUNTIME}, {reference.NAME} and {_TORCH_CUDA}')
+    raise EngineError(
+        f'{kind.name} fuses the nodes of a graph when it builds a plan, so they cannot be shown; '
+        f'--layers works with {", ".join((*_ONNX_RUNTIME, reference.NAME, _TORCH_CUDA))}')
 
 
-def _trace_onnx(bundle: Bundle, stage: str, feeds: Mapping[str, np.ndarray]) -> Trace:
-    """Make every value an output of a copy of the graph, in memory."""
+def _trace_onnx(bundle: Bundle, kind: EngineKind, stage: str,
+                feeds: Mapping[str, np.ndarray]) -> Trace:
+    """Make every value an output of a copy of the graph that the engine runs, in memory."""
     try:
         import onnx
         import onnxruntime
     except ImportError as error:
         raise EngineError(f'{error.name} is not installed, which --layers needs; pip install '
                           '"blabberseg_ros[cpu,torch]"') from error
-    path = bundle.graph(stage)
+    reduced = f'{stage}_{getattr(kind, "precision", "fp32")}'
+    path = bundle.graph(reduced if reduced in bundle.manifest.graphs else stage)
+    provider = kind.settings() if isinstance(kind, OnnxRuntimeCuda) else ON_CPU
     model = onnx.load(path, load_external_data=False)
     present = {output.name for output in model.graph.output}
     names = list(dict.fromkeys(name for node in model.graph.node for name in node.output if name))
@@ -158,10 +164,12 @@ def _trace_onnx(bundle: Bundle, stage: str, feeds: Mapping[str, np.ndarray]) -> 
         onnx.ValueInfoProto(name=name) for name in names if name not in present)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry('session.record_ep_graph_assignment_info', '1')
     options.add_session_config_entry(
         'session.model_external_initializers_file_folder_path', str(path.parent))
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=['CPUExecutionProvider'])
+        model.SerializeToString(), options, providers=[(provider.name, dict(provider.options))])
+    refuse_fallback(session, provider, stage)
     values = session.run(names, {name: np.ascontiguousarray(value)
                                  for name, value in feeds.items()})
     return {name: value for name, value in zip(names, values, strict=True) if _is_float(value)}

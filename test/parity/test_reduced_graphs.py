@@ -8,10 +8,16 @@ from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCpuInt8
 from blabberseg_ros.engines.onnxruntime_gpu import CPU, OnnxRuntimeGpuEngine, Provider
+from blabberseg_ros.engines.tensorrt import TensorRt
+from blabberseg_ros.errors import EngineError
+from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.models.export import export_bundle
 from blabberseg_ros.models.families import random_network
+from blabberseg_ros.parity.frames import moving_frames
 from blabberseg_ros.parity.gate import check_parity
+from blabberseg_ros.parity.layers import TOLERANCE, Question, compare_nodes
 from blabberseg_ros.parity.report import Outcome
+from blabberseg_ros.prompts import PromptSet
 
 
 class HalfOnCpu(OnnxRuntimeCpu):
@@ -94,3 +100,21 @@ def test_norms_and_softmax_stay_single(random_bundle, stage):
              for kind in ('Softmax', 'LayerNormalization', 'MatMul')}
     assert found['Softmax'] == found['LayerNormalization'] == {onnx.TensorProto.FLOAT}
     assert onnx.TensorProto.FLOAT16 in found['MatMul']
+
+
+def test_layers_show_the_nodes_of_the_integer_graph(integers):
+    """The first to differ is a product on integers; what comes before is computed in fp32."""
+    question = Question(moving_frames(1, (96, 64))[0], PromptSet(('a',), ('b',)), FusionOptions())
+    nodes = list(compare_nodes((integers, OnnxRuntimeCpu()), (integers, OnnxRuntimeCpuInt8()),
+                               question))
+    over = [node for node in nodes if node.error > TOLERANCE['fp32']]
+    assert {node.stage for node in over} == {'image_encoder'}
+    assert len([node for node in nodes if node.stage == 'image_encoder']) > 100
+    assert 'linear' in over[0].name, over[0]
+    assert max(node.error for node in over) > TOLERANCE['fp16']
+
+
+def test_layers_show_no_nodes_of_a_plan(integers):
+    question = Question(moving_frames(1, (96, 64))[0], PromptSet(('a',), ('b',)), FusionOptions())
+    with pytest.raises(EngineError, match='tensorrt fuses the nodes'):
+        list(compare_nodes((integers, OnnxRuntimeCpu()), (integers, TensorRt()), question))
