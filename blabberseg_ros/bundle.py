@@ -10,6 +10,8 @@
 - README.md: the model card
 """
 
+import hashlib
+import json
 import os
 import sys
 from dataclasses import asdict, dataclass, field
@@ -87,10 +89,15 @@ class Bundle:
 
     @property
     def fingerprint(self) -> str:
-        """Return a key for what decides a prompt's code: weights, tokenizer and aliases."""
+        """Return a key for what decides a prompt's code, and what a network computes.
+
+        These are weights, tokenizer, aliases, and the sizes and labels of the network: the same
+        weights with their labels in another order are another model.
+        """
         files = self.manifest.files
-        return '-'.join(files[name].sha256[:16] for name in (WEIGHTS, TOKENIZER, ALIASES)
-                        if name in files)
+        sizes = json.dumps([self.manifest.family, self.manifest.architecture], sort_keys=True)
+        return '-'.join([*(files[name].sha256[:16] for name in (WEIGHTS, TOKENIZER, ALIASES)
+                           if name in files), hashlib.sha256(sizes.encode()).hexdigest()[:16]])
 
     def graph(self, stage: str) -> Path:
         """Return the path of a stage's ONNX graph.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bundles: found from anywhere, and refused when anything in them is not as recorded."""
 
+from dataclasses import replace
+
 import pytest
 
 from blabberseg_ros.bundle import (
@@ -39,13 +41,18 @@ def test_round_trip(folder):
         'weights.safetensors', 'tokenizer.json', 'decoder.onnx', 'vocabulary.txt'}
 
 
-def test_fingerprint_follows_weights_and_tokenizer_only(folder):
+def test_fingerprint_follows_weights_tokenizer_and_network_only(folder):
     before = load_bundle(folder).fingerprint
     (folder / 'decoder.onnx').write_bytes(b'other')
     write_manifest(folder, load_bundle(folder, verify=False).manifest)
     assert load_bundle(folder).fingerprint == before
     (folder / 'weights.safetensors').write_bytes(b'WEIGHTS')
     write_manifest(folder, load_bundle(folder, verify=False).manifest)
+    assert load_bundle(folder).fingerprint != before
+    before = load_bundle(folder).fingerprint
+    write_manifest(folder, replace(load_bundle(folder).manifest, name='other'))
+    assert load_bundle(folder).fingerprint == before
+    write_manifest(folder, replace(load_bundle(folder).manifest, architecture={'width': 9}))
     assert load_bundle(folder).fingerprint != before
 
 
