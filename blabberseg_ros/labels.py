@@ -33,6 +33,11 @@ class LabelMatch:
     known: tuple[str, ...]
     unknown: tuple[str, ...]
 
+    @property
+    def rest(self) -> str:
+        """Return what of the text stands for no label; an empty text if all of it does."""
+        return ', '.join(self.unknown) if self.labels or self.unknown else self.text
+
 
 class LabelMatcher:
     """The labels of a model and the other words for them."""

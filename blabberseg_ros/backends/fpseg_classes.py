@@ -71,23 +71,22 @@ class Classes:
         """Return the numbers of the classes that a text names.
 
         Raises:
-            PromptError: it names none; the message lists those that there are.
+            PromptError: a part of it names none, and might be a danger that nobody would look
+                for; the message lists the classes that there are.
         """
         match = self._matcher.match(text)
-        if not match.labels:
+        if match.rest:
             raise PromptError(
-                f'the model has no class {text[:60]!r}; it knows {", ".join(self.names)}. Use '
-                'these names, or add the class from a file of prompts')
+                f'the model has no class {match.rest[:80]!r}; it knows {", ".join(self.names)}. '
+                'Use these names, or add the class from a file of prompts')
         return match
 
     def describe(self, text: str) -> str:
-        """Say which classes a text stands for and what of it is none, unless it is a name."""
+        """Say which classes a text stands for, unless it names them itself."""
         match = self.match(text)
         if self._matcher.is_plain(match):
             return ''
-        names = ', '.join(self.names[number] for number in match.labels)
-        ignored = f', without {", ".join(match.unknown)}' if match.unknown else ''
-        return f'{text[:60]!r} stands for {names}{ignored}'
+        return f'{text[:60]!r} stands for {", ".join(self.names[i] for i in match.labels)}'
 
     def feeds(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
         """Return the decoder's inputs for some classes, in this order.

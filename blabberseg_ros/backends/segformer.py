@@ -3,12 +3,14 @@
 
 The image code holds the logits of all labels, so a new prompt costs nothing on a frame. A prompt
 is compared as words: with the labels, with the aliases of the bundle, and at last by meaning if
-the bundle has a text tower. One that stands for nothing is refused by name. The probability of
+the bundle has a text tower. One that has a part which stands for nothing is refused by name: it
+might be a danger that is then not looked for. The probability of
 safe ground is the sum over the labels of the positive prompts; all other labels count as unsafe,
 also those that no prompt names and those that a negative prompt names as well.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -60,31 +62,31 @@ class SegformerBackend(TextBackend):
         return PromptSet(self.config.labels[::2], self.config.labels[1::2])
 
     def read_prompt(self, text: str) -> PromptReading:
-        """Say how a text is read, and refuse it if it cannot stand for a label.
+        """Say how a text is read, and refuse it if a part of it cannot stand for a label.
 
         Raises:
-            PromptError: no part of it is a label or an alias, and there is no text tower.
+            PromptError: a part is no label and no alias, and there is no text tower.
         """
-        if self._matcher.match(text).labels:
+        rest = self._matcher.match(text).rest
+        if not rest:
             return PromptReading(text, text)
         if self.config.reads_text:
-            return super().read_prompt(text)
-        raise PromptError(f'the prompt {text[:80]!r} stands for none of the labels of '
+            return replace(super().read_prompt(rest), text=text)
+        raise PromptError(f'{rest[:80]!r} stands for none of the labels of '
                           f'{self.bundle.manifest.name}, which knows no other words: '
                           f'{self._known_words()}. Use these, or add an alias and write the '
                           'bundle again with `blabberseg export --aliases`')
 
     def encode_prompts(self, texts: Sequence[str]) -> list[PromptCode]:
-        """Match texts to labels; those that are neither label nor alias go by their meaning.
+        """Match texts to labels; what is neither label nor alias goes by its meaning.
 
         Returns:
             Codes with `labels`, float32 [L]: 1 for each label that the text stands for.
         """
-        matches = [self._matcher.match(text).labels for text in texts]
-        others = [index for index, labels in enumerate(matches) if not labels]
-        for index, label in zip(others, self._nearest([texts[i] for i in others]), strict=True):
-            matches[index] = (label,)
-        return [PromptCode(((_LABELS, self._one_hot(labels)),)) for labels in matches]
+        matches = [self._matcher.match(text) for text in texts]
+        nearest = iter(self._nearest([match.rest for match in matches if match.rest]))
+        found = [(*match.labels, *([next(nearest)] if match.rest else [])) for match in matches]
+        return [PromptCode(((_LABELS, self._one_hot(labels)),)) for labels in found]
 
     def describe_match(self, text: str, code: PromptCode) -> str:
         """Say which labels a text stands for, unless it names them itself."""
@@ -94,8 +96,8 @@ class SegformerBackend(TextBackend):
         names = ', '.join(self.config.labels[index] for index in np.flatnonzero(code[_LABELS]))
         if not match.labels:
             return f'{text[:80]!r} is read as {names}, by meaning'
-        unknown = f' (unknown: {", ".join(match.unknown)})' if match.unknown else ''
-        return f'{text[:80]!r} is read as {names}{unknown}'
+        by_meaning = f' ({match.rest[:80]} by meaning)' if match.rest else ''
+        return f'{text[:80]!r} is read as {names}{by_meaning}'
 
     def decode(self, image: ImageCode, prompts: Sequence[PromptCode]) -> Any:
         """Return the logits of all labels, [L, S, S]; no prompt changes them."""

@@ -33,6 +33,8 @@ def test_a_label_is_never_renamed_by_an_alias(matcher):
 def test_what_is_known_and_what_is_not(matcher):
     match = matcher.match('moss, lawn, sky')
     assert (match.known, match.unknown) == (('lawn', 'sky'), ('moss',))
+    assert [matcher.match(text).rest for text in ('moss, lawn, bog', 'lawn', 'moss', ',,')] == [
+        'moss, bog', '', 'moss', ',,']
     assert not matcher.is_plain(match)
     assert matcher.is_plain(matcher.match('sky, grass'))
     assert not matcher.is_plain(matcher.match('lawn'))

@@ -83,6 +83,15 @@ def test_unknown_names_are_refused_with_the_list(backend):
         backend.encode_prompts(['tree', 'moon'])
 
 
+@pytest.mark.parametrize('text', ['water, moon, mars', 'moon, water, mars', ', moon, mars'])
+def test_no_part_of_a_prompt_is_dropped(backend, text):
+    """A danger that nobody looks for would be safe ground."""
+    with pytest.raises(PromptError, match=r"'moon, mars'.*building, tree, .*field"):
+        backend.read_prompt(text)
+    with pytest.raises(PromptError, match='moon, mars'):
+        backend.encode_prompts(['tree', text])
+
+
 def test_classes_from_another_file(backend, image, tmp_path):
     own = {prompt.name: prompt for prompt in backend._classes.prompts}
     path = tmp_path / 'more.safetensors'

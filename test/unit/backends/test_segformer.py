@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts and labels of the Segformer back-end, and what the command line shows of them."""
 
+import shutil
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
 from blabberseg_ros.backends.base import PromptCode
 from blabberseg_ros.backends.segformer import SegformerBackend
-from blabberseg_ros.bundle import load_bundle
+from blabberseg_ros.bundle import load_bundle, write_manifest
 from blabberseg_ros.cli.main import main
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
-from blabberseg_ros.errors import NotFiniteError
+from blabberseg_ros.errors import NotFiniteError, PromptError
 from blabberseg_ros.label_picture import voc_colours
 from blabberseg_ros.parity.frames import moving_frames
 from blabberseg_ros.prompts import PromptSet
@@ -34,6 +37,15 @@ def backend(bundle_folder):
 def segmenter(bundle_folder, tmp_path):
     with Segmenter.open(bundle_folder, cache_dir=tmp_path / 'cache') as opened:
         yield opened
+
+
+def changed(source, folder, **architecture):
+    """Copy a bundle and change what its manifest says of the network; the weights stay."""
+    shutil.copytree(source, folder)
+    manifest = load_bundle(source).manifest
+    write_manifest(folder, replace(
+        manifest, architecture={**manifest.architecture, **architecture}))
+    return folder
 
 
 def labels_of(backend, text):
@@ -60,10 +72,62 @@ def test_other_words_go_by_their_meaning_and_the_match_is_shown(backend):
 
 
 def test_matches_are_explained_unless_they_are_plain(segmenter):
-    report = segmenter.encode(PromptSet(('grass', 'soil, grass'), ('lake, moor', 'trees')))
-    assert report.matches == ("'lake, moor' is read as water (unknown: moor)",)
+    report = segmenter.encode(PromptSet(('grass', 'soil, grass'), ('lake, car', 'trees')))
+    assert report.matches == ("'lake, car' is read as water, vehicle",)
     assert report.explanation == report.matches[0]
     assert report.message == ''
+
+
+def test_what_is_no_label_goes_by_its_meaning_beside_what_is(backend):
+    label, = labels_of(backend, 'heather')
+    assert set(labels_of(backend, 'lake, heather')) == {'water', label}
+    code, = backend.encode_prompts(['lake, heather'])
+    described = backend.describe_match('lake, heather', code)
+    assert described.startswith("'lake, heather' is read as ")
+    assert described.endswith(' (heather by meaning)')
+
+
+@pytest.mark.parametrize('text', ['quicksand', 'water, quicksand, minefield', 'grass, quicksand'])
+def test_without_a_text_tower_no_part_of_a_prompt_is_dropped(bundle_folder, tmp_path, text):
+    """A danger that nobody looks for would be safe ground."""
+    folder = changed(bundle_folder, tmp_path / 'bundle', text_layers=0)
+    with Segmenter.open(folder, cache_dir=tmp_path / 'cache', engine='onnxruntime-cpu') as opened:
+        for prompts in (PromptSet(('grass',), (text,)), PromptSet((text,), ('water',))):
+            with pytest.raises(PromptError, match=r"^'quicksand.*building, tree, .*asphalt"):
+                opened.encode(prompts)
+        assert 'text_encoder' not in opened.backend.stages
+
+
+def test_a_text_that_is_near_no_label_is_refused_by_name(backend, bundle_folder, tmp_path,
+                                                        monkeypatch):
+    with Segmenter.open(changed(bundle_folder, tmp_path / 'bundle', min_similarity=0.8),
+                        cache_dir=tmp_path / 'cache', engine='onnxruntime-cpu') as opened:
+        tower = opened.backend.engine('text_encoder')
+        for highest in (0.81, 0.79):
+            row = np.full((1, 16), 0.1, np.float32)
+            row[0, 3] = highest
+            monkeypatch.setattr(tower, 'infer', lambda feeds, row=row: {'similarity': row})
+            prompts = PromptSet(('grass',), (f'water, bog {highest}',))
+            if highest > 0.8:
+                assert opened.encode(prompts).matches == (
+                    "'water, bog 0.81' is read as water, vehicle (bog 0.81 by meaning)",)
+                continue
+            with pytest.raises(PromptError, match=r"'bog 0.79' stands for none.*vehicle.*0\.79"):
+                opened.encode(prompts)
+
+
+def test_the_same_weights_with_other_labels_do_not_share_prompts(bundle_folder, tmp_path):
+    labels = load_bundle(bundle_folder).manifest.architecture['labels']
+    prompts = PromptSet(('grass',), ('heather',))
+    weights = []
+    for name, order in (('as they are', labels), ('turned', labels[::-1])):
+        folder = changed(bundle_folder, tmp_path / name, labels=order)
+        with Segmenter.open(folder, cache_dir=tmp_path / 'cache', engine='onnxruntime-cpu') as it:
+            it.encode(prompts)
+            code, = (it._prompts[text].code for text in prompts.positive)
+            weights.append(code['labels'])
+            assert [order[index] for index in np.flatnonzero(code['labels'])] == ['grass']
+    assert not np.array_equal(*weights)
 
 
 def test_the_sentence_around_prompts_changes_nothing(segmenter):
