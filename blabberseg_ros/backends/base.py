@@ -131,7 +131,7 @@ class LabelMap:
 
     Attributes:
         labels: uint8 [H, W], indices into `names`.
-        names: of the model's labels.
+        names: of the model's labels; of pixels without one as well, if there are such.
     """
 
     labels: np.ndarray
@@ -412,9 +412,12 @@ class Backend(ABC):
             if query.cancelled():
                 raise Cancelled('the work was cancelled before it was done')
             groups.append(self.decode(image, prompts[start:start + size]))
-        if len(groups) == 1:
-            return groups[0]
-        return np.concatenate([self.to_host(logits) for logits in groups])
+        return self.joined(groups)
+
+    def joined(self, groups: Sequence[Any]) -> Any:
+        """Return the logits of several groups of prompts as one, where the engine keeps them."""
+        return groups[0] if len(groups) == 1 else self.engine(self.logits_stage).concatenate(
+            groups)
 
     def code_feeds(self, image: ImageCode, prompts: Sequence[PromptCode]) -> dict[str, Any]:
         """Return what a decoder is fed: the image code and each array of the prompts' codes.

@@ -20,6 +20,7 @@ from blabberseg_ros.backends.base import (
     Answer,
     Backend,
     ImageCode,
+    LabelMap,
     PromptCode,
     PromptReading,
     Query,
@@ -29,14 +30,21 @@ from blabberseg_ros.backends.fpseg_classes import Classes
 from blabberseg_ros.backends.fpseg_fit import fitted_size, matrices_in, matrices_out
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import EngineKind
-from blabberseg_ros.errors import Cancelled
+from blabberseg_ros.errors import Cancelled, ParameterError
 from blabberseg_ros.heatmap import blur_and_resize
 from blabberseg_ros.models.fpseg_config import FpSegConfig
 from blabberseg_ros.prompts import PromptSet
 from blabberseg_ros.resampling import read_only
 
+# Label of a pixel in which no class is seen.
+NO_CLASS = 'none'
+# A label map holds one byte a pixel.
+MAX_LABELS = 256
 # Logits of a class that was not looked for: absent if it were safe, everywhere if it were not.
 _ABSENT, _EVERYWHERE = -1e4, 1e4
+# Classes that are decoded at once where the time is limited. An engine that is built for each set
+# of shapes is built for these few in advance.
+_TIMED_GROUPS = (8, 4, 2, 1)
 # A new measurement's share in the estimate of what a class costs.
 _NEWEST = 0.3
 
@@ -82,6 +90,12 @@ class FpSegBackend(Backend):
         self.not_decoded: tuple[str, ...] = ()
         self._classes = Classes(bundle, self.config)
         self._class_s: float | None = None
+        self._warm = False
+
+    def deactivate(self) -> None:
+        """Free everything."""
+        super().deactivate()
+        self._warm = False
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -169,13 +183,12 @@ class FpSegBackend(Backend):
             image, numbers, query.decode_budget_ms, query.cancelled)
         missing = numbers[done:]
         self.not_decoded = tuple(self.class_names[number] for number in missing)
-        if len(groups) == 1 and not missing:
-            return groups[0]
-        side = self.config.mask_size_px
-        unsafe = self.weights(prompts, query.is_positive)[done:] == 0
-        unknown = np.where(unsafe, np.float32(_EVERYWHERE), np.float32(_ABSENT))
-        planes = np.broadcast_to(unknown[:, None, None], (len(missing), side, side))
-        return np.concatenate([*(self.to_host(logits) for logits in groups), planes])
+        if missing:
+            side = self.config.mask_size_px
+            unsafe = self.weights(prompts, query.is_positive)[done:] == 0
+            unknown = np.where(unsafe, np.float32(_EVERYWHERE), np.float32(_ABSENT))
+            groups.append(np.tile(unknown[:, None, None], (1, side, side)))
+        return self.joined(groups)
 
     def answer(self, image: ImageCode, prompts: Sequence[PromptCode], query: Query) -> Answer:
         """Answer, and say which classes the time budget did not last for."""
@@ -202,12 +215,28 @@ class FpSegBackend(Backend):
         Raises:
             EngineError: the network fails.
         """
-        numbers = _numbers(prompts)
+        return self._merged(image, _numbers(prompts), size, decode_budget_ms)
+
+    def label_map(self, image: ImageCode, size: tuple[int, int]) -> LabelMap:
+        """Return the surest of all classes for each pixel, or `none` where none is seen.
+
+        Raises:
+            EngineError: the network fails.
+            ParameterError: there are more classes than a label map can tell apart.
+        """
+        names = (*self.class_names, NO_CLASS)
+        if len(names) > MAX_LABELS:
+            raise ParameterError(f'{len(names) - 1} classes do not fit in a label map, which has '
+                                 f'one byte a pixel; use at most {MAX_LABELS - 1}')
+        classes = self._merged(image, tuple(range(len(names) - 1)), size).at_size(*size)
+        return LabelMap(np.where(classes < 0, len(names) - 1, classes).astype(np.uint8), names)
+
+    def _merged(self, image: ImageCode, numbers: tuple[int, ...], size: tuple[int, int],
+                decode_budget_ms: float | None = None) -> SemanticMap:
         groups, done = self._decode_in_time(image, numbers, decode_budget_ms)
-        logits = groups[0] if len(groups) == 1 else np.concatenate(
-            [self.to_host(group) for group in groups])
         engine = self.engine('merge')
-        classes = engine.to_host(engine.infer({'logits': logits})['classes'])[0]
+        merged = engine.infer({'logits': self.joined(groups)})['classes']
+        classes, = engine.to_host(merged)
         side = self.config.input_size_px
         height, width = (max(round(length * self.config.mask_size_px / side), 1)
                          for length in fitted_size(*size, side, self.config.fit))
@@ -252,6 +281,8 @@ class FpSegBackend(Backend):
         """
         engine = self.engine('decoder')
         most = self.kind.decode_group or DECODE_GROUP
+        if budget_ms is not None:
+            self._warm_up(image)
         started = time.perf_counter()
         groups: list[Any] = []
         done = 0
@@ -261,18 +292,33 @@ class FpSegBackend(Backend):
             count = most
             if budget_ms is not None:
                 left_s = budget_ms / 1e3 - (time.perf_counter() - started)
-                count = min(max(self._classes_in(left_s), int(done == 0)), most)
-            if count == 0:
-                break
+                count = min(max(self._classes_in(left_s), int(done == 0)), len(numbers) - done)
+                if count == 0:
+                    break
+                count = next(size for size in _TIMED_GROUPS if size <= count)
             chosen = numbers[done:done + count]
             begun = time.perf_counter()
             logits = engine.infer({'code': image, **self._classes.feeds(chosen)})['logits']
             if budget_ms is not None:
-                logits = self.to_host(logits)  # which waits for it
+                self.to_host(logits)  # which waits for it
                 self._measure((time.perf_counter() - begun) / len(chosen))
             groups.append(logits)
             done += len(chosen)
         return groups, done
+
+    def _warm_up(self, image: ImageCode) -> None:
+        """Decode groups of each size once, before the first frame whose time is limited.
+
+        On a GPU the first run of a size compiles or looks for algorithms, which takes seconds.
+        They are no cost of a class, nor may they come in flight.
+        """
+        if self._warm or self.kind.device == 'cpu':
+            return
+        engine = self.engine('decoder')
+        for size in _TIMED_GROUPS:
+            self.to_host(engine.infer(
+                {'code': image, **self._classes.feeds((0,) * size)})['logits'])
+        self._warm = True
 
     def _classes_in(self, left_s: float) -> int:
         """Return how many classes can be decoded in a time, by what they have taken so far."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from blabberseg_ros.backends.segformer import resized_labels
+from blabberseg_ros.backends.segformer import SegformerBackend, resized_labels
 from blabberseg_ros.errors import ImageError, ParameterError
 from blabberseg_ros.label_picture import voc_colours
 from blabberseg_ros.segmenter import Segmenter
@@ -31,7 +31,7 @@ def print_timings(segmenter: Segmenter, path: Path) -> None:
 
     Raises:
         ImageError: the path is not an image.
-        ParameterError: the model has no labels of its own.
+        ParameterError: the model is no Segformer.
     """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
     if image is None:
@@ -39,17 +39,15 @@ def print_timings(segmenter: Segmenter, path: Path) -> None:
     image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     backend, size = segmenter.backend, (image.shape[0], image.shape[1])
     code = backend.encode_image(image)
-    found = backend.label_map(code, size)
-    if found is None:
-        raise ParameterError(f'--timings is for models with labels of their own, and '
-                             f'{segmenter.bundle.manifest.name} has none')
+    if not isinstance(backend, SegformerBackend):
+        raise ParameterError('--timings is for Segformer, whose image code holds the scores of '
+                             f'all labels, and {segmenter.bundle.manifest.name} is none')
     logits = backend.to_host(code)
 
-    names = found.names
+    names = backend.config.labels
 
     def ours() -> object:
-        labels = backend.label_map(code, size)
-        return labels and overlay_with_legend(image, labels.labels, names)
+        return overlay_with_legend(image, backend.label_map(code, size).labels, names)
 
     segmenter.deactivate()
     deserialise_ms = _median_ms(segmenter.backend.activate, 1)

@@ -171,6 +171,11 @@ class Engine(ABC):
         """Copy values to the host; an engine for a device has its own way."""
         return tuple(np.asarray(value) for value in values)
 
+    def concatenate(self, parts: Sequence[Value]) -> Value:
+        """Join arrays or values of this engine along their first axis; by way of the host here."""
+        return np.concatenate([
+            part if isinstance(part, np.ndarray) else self.to_host(part)[0] for part in parts])
+
     @abstractmethod
     def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """Load the stage and return its inputs and outputs."""

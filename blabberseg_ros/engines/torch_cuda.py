@@ -152,6 +152,13 @@ class TorchCudaEngine(Engine):
         torch.cuda.current_stream().synchronize()
         return tuple(buffer.numpy().copy() for buffer in staged)
 
+    def concatenate(self, parts: Sequence[Value]) -> Value:
+        """Join arrays along their first axis on the device."""
+        import torch
+
+        return torch.cat([torch.tensor(part, device='cuda') if isinstance(part, np.ndarray)
+                          else part for part in parts])
+
     def _pinned(self, value: Value, index: int) -> Value:
         """Return a pinned buffer for a value, kept for the next of its shape and place."""
         import torch

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FPSeg at run time: which classes, in which order, from which files, in how much time."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -10,10 +12,14 @@ from blabberseg_ros.backends.base import Query
 from blabberseg_ros.backends.fpseg import FpSegBackend, SemanticMap
 from blabberseg_ros.backends.fpseg_fit import fitted_size, matrices_in, matrices_out
 from blabberseg_ros.bundle import load_bundle
+from blabberseg_ros.cli.main import main
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
 from blabberseg_ros.errors import BundleError, Cancelled, ParameterError, PromptError
 from blabberseg_ros.heatmap import FusionOptions, blur_and_resize
+from blabberseg_ros.models.export import export_bundle
+from blabberseg_ros.models.fpseg_config import CITYSCAPES_CLASSES
 from blabberseg_ros.models.fpseg_prompts import ClassPrompt, write_prompts
+from blabberseg_ros.models.random_fpseg import SMALL, random_fpseg
 from blabberseg_ros.prompts import PromptSet
 from blabberseg_ros.segmenter import Segmenter
 
@@ -145,16 +151,20 @@ def test_what_no_class_claims_is_not_safe(backend, image):
 
 
 class SlowDecoder:
-    """Make each class take a time of its own choosing, by a clock that only it moves."""
+    """Make each class take a time of its own choosing, by a clock that only it moves.
 
-    def __init__(self, backend, monkeypatch, class_s):
+    The first run of each number of classes takes `build_s` more.
+    """
+
+    def __init__(self, backend, monkeypatch, class_s, build_s=0.0):
         self.now_s, self.class_s, self.decoded = 0.0, class_s, []
         decoder = backend.engine('decoder')
         infer = decoder.infer
 
         def slow(feeds):
-            self.now_s += self.class_s * len(feeds['tokens'])
-            self.decoded.append(len(feeds['tokens']))
+            count = len(feeds['tokens'])
+            self.now_s += self.class_s * count + build_s * (count not in self.decoded)
+            self.decoded.append(count)
             return infer(feeds)
 
         monkeypatch.setattr(decoder, 'infer', slow)
@@ -187,6 +197,28 @@ def test_the_budget_is_kept(backend, image, monkeypatch):
     third = answered(backend, image, 55.0)
     assert (backend.not_decoded, third.notes) == ((), ())
     np.testing.assert_allclose(third.probability, whole.probability, atol=1e-5)
+
+
+class BuiltForEachShape(OnnxRuntimeCpu):
+    """Stands for a GPU's engine."""
+
+    device = 'cuda'
+    per_shape = True
+
+
+def test_what_an_engine_takes_to_be_built_is_not_a_class_s_cost(folder, image, monkeypatch):
+    backend = FpSegBackend(load_bundle(folder), BuiltForEachShape())
+    for _ in range(2):  # the second time, everything is built anew
+        backend.activate()
+        with monkeypatch.context() as patch:
+            clock = SlowDecoder(backend, patch, 0.010, build_s=3.0)
+            for _ in range(2):
+                answered(backend, image, 75.0)
+                assert backend.not_decoded == ()
+        assert clock.decoded[:4] == [8, 4, 2, 1]
+        assert set(clock.decoded[4:]) <= {8, 4, 2, 1}
+        assert sum(clock.decoded[4:]) == 10
+        backend.deactivate()
 
 
 def test_a_danger_that_was_not_looked_for_may_be_anywhere(backend, image, monkeypatch):
@@ -231,6 +263,60 @@ def test_the_semantic_map(backend, image, monkeypatch):
     short = backend.semantic_map(code, codes, SIZE, decode_budget_ms=15.0)
     assert (short.names, short.not_decoded) == (('soil',), ('person', 'tree'))
     np.testing.assert_array_equal(short.classes, np.where(logits[0] > 0, 0, -1))
+
+
+@pytest.fixture(scope='module')
+def cityscapes_folder(tmp_path_factory):
+    """Return a bundle with the 33 classes of the published weights."""
+    folder = tmp_path_factory.mktemp('cityscapes') / 'bundle'
+    config = replace(SMALL, class_names=CITYSCAPES_CLASSES, input_size_px=64)
+    export_bundle(random_fpseg(config), folder, name='cityscapes', source='random weights',
+                  licence='Apache-2.0')
+    return folder
+
+
+def test_a_label_map_of_more_classes_than_share_a_run(cityscapes_folder, image, root_dir,
+                                                      tmp_path):
+    prompts = PromptSet.from_yaml(root_dir / 'config' / 'prompts_cityscapes.yaml')
+    with Segmenter.open(cityscapes_folder, engine='onnxruntime-cpu',
+                        cache_dir=tmp_path) as segmenter:
+        assert segmenter.segment(image, prompts).cache_hits.prompts_encoded == len(prompts)
+        backend = segmenter.backend
+        before = backend.run_counts.decoder
+        found = segmenter.label_map(image)
+        assert backend.run_counts.decoder - before == -(-33 // backend.kind.decode_group) > 1
+        assert backend.run_counts.image_encoder == 1
+        assert found.names == (*CITYSCAPES_CLASSES, 'none')
+        assert found.labels.shape == SIZE
+        assert found.labels.dtype == np.uint8
+        logits = decoded(backend, backend.encode_image(image), *CITYSCAPES_CLASSES)
+    assert len(logits) == 33
+    small = np.where(logits.max(0) > 0, logits.argmax(0), 33).astype(np.uint8)
+    np.testing.assert_array_equal(found.labels, cv2.resize(
+        small, SIZE[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
+    # Classes of each group, and pixels that show none.
+    assert set(np.unique(found.labels) // 8) == {0, 1, 2, 3, 4}
+    assert 33 in found.labels
+
+
+def test_a_budget_leaves_the_rest_undecoded_in_the_order_of_the_prompts(
+        cityscapes_folder, image, monkeypatch):
+    backend = FpSegBackend(load_bundle(cityscapes_folder), OnnxRuntimeCpu())
+    backend.activate()
+    clock = SlowDecoder(backend, monkeypatch, 0.010)
+    answer = answered(backend, image, 255.0, CITYSCAPES_CLASSES, 30)
+    assert clock.decoded == [1, 8, 8, 8]
+    assert backend.not_decoded == CITYSCAPES_CLASSES[25:]
+    assert not answer.mask.any()
+    backend.deactivate()
+
+
+def test_the_command_writes_a_label_map(folder, image, tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), image[..., ::-1])
+    assert main(['segment', '--bundle', str(folder), '--engine', 'onnxruntime-cpu', '--out',
+                 str(tmp_path / 'out'), str(tmp_path / 'a.png')]) == 0
+    picture = cv2.imread(str(tmp_path / 'out' / 'a_labels.png'))[..., ::-1]
+    np.testing.assert_array_equal(picture[:SIZE[0], :SIZE[1]], image)
 
 
 def test_a_map_is_enlarged_by_its_nearest_pixels():

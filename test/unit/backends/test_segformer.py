@@ -184,8 +184,8 @@ def test_the_command_writes_labels_with_a_legend_and_times(bundle_folder, tmp_pa
     np.testing.assert_array_equal(picture[:120, 160:320], blended)
 
 
-def test_timings_need_labels(random_bundle, tmp_path, capsys):
+def test_timings_are_for_segformer(random_bundle, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / 'a.png'), moving_frames(1, (64, 48))[0])
     assert main(['segment', '--bundle', str(random_bundle), '--timings', '--engine',
                  'onnxruntime-cpu', '--out', str(tmp_path / 'out'), str(tmp_path / 'a.png')]) == 2
-    assert 'labels of their own' in capsys.readouterr().err
+    assert '--timings is for Segformer' in capsys.readouterr().err
