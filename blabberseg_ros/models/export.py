@@ -60,7 +60,7 @@ def export_bundle(model: nn.Module, folder: Path, *, name: str, source: str, lic
         The manifest as written.
 
     Raises:
-        BundleError: the storage is unknown.
+        BundleError: the storage is unknown, or `int8` is wanted of a network of convolutions.
     """
     import yaml
 

@@ -85,6 +85,9 @@ def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
         weights: the bundle's safetensors file, already written.
         half: of the same graph in half precision, if that is wanted.
         int8: of the same graph on 8-bit integers, if that is wanted.
+
+    Raises:
+        BundleError: no part of the graph can run on integers.
     """
     dynamic = tuple({axis: torch.export.Dim.DYNAMIC for axis, _ in port.dynamic}
                     for port in inputs)
@@ -102,14 +105,15 @@ def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
     learned = _use_stored_weights(model.graph, stored_tensors(weights), weights)
     _share_constants(model.graph)
     _name_axes(model.graph, inputs)
-    if half is not None:
-        copy = model.clone()
-        convert_to_half(copy, learned)
-        _save(copy, half)
+    # First, since it may be refused.
     if int8 is not None:
         copy = model.clone()
         convert_to_int8(copy, learned)
         _save(copy, int8)
+    if half is not None:
+        copy = model.clone()
+        convert_to_half(copy, learned)
+        _save(copy, half)
     _save(model, path)
 
 

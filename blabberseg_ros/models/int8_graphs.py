@@ -14,17 +14,29 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from blabberseg_ros.errors import BundleError
+
 _LARGEST = 127
 
 
 def convert_to_int8(model: ir.Model, weights: frozenset[str]) -> None:
     """Convert a graph in place; inputs and outputs stay float32.
 
+    Convolutions are left as they are.
+
     Args:
         model: whose linear layers are products with a transposed weight (see `graphs`).
         weights: names of the initialisers that were learned.
+
+    Raises:
+        BundleError: it has no product with a weight, so nothing would run on integers.
     """
     graph = model.graph
+    if all(_matrix_of(node, weights) is None for node in graph):
+        raise BundleError(
+            'the image encoder has no linear layers, so nothing of it would run on 8-bit '
+            'integers (convolutions are not converted, and this one has nothing else); export '
+            'without int8 and use the engine onnxruntime-cpu')
     quantised: dict[ir.Value, tuple[ir.Value, ...]] = {}
     for node in list(graph):
         matrix = _matrix_of(node, weights)

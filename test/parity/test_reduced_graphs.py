@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Graphs in half precision and on integers: what they keep, and that they pass the gate."""
 
-import onnx
-import pytest
+from dataclasses import replace
 
-from blabberseg_ros.backends.registry import backend_class
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from safetensors.torch import save_file
+
+from blabberseg_ros.backends.registry import FAMILIES, backend_class
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCpuInt8
 from blabberseg_ros.engines.onnxruntime_gpu import CPU, OnnxRuntimeGpuEngine, Provider
 from blabberseg_ros.engines.tensorrt import TensorRt
-from blabberseg_ros.errors import EngineError
+from blabberseg_ros.errors import BundleError, EngineError
 from blabberseg_ros.heatmap import FusionOptions
-from blabberseg_ros.models.export import export_bundle
-from blabberseg_ros.models.families import random_network
+from blabberseg_ros.models import random_lseg
+from blabberseg_ros.models.export import as_stored, export_bundle
+from blabberseg_ros.models.families import random_network, stages_of
+from blabberseg_ros.models.graphs import Port, export_graph
 from blabberseg_ros.parity.frames import moving_frames
 from blabberseg_ros.parity.gate import check_parity
 from blabberseg_ros.parity.layers import TOLERANCE, Question, compare_nodes
@@ -67,6 +74,56 @@ def test_the_integer_graph_is_near_and_weighs_next_to_nothing(integers):
     assert kinds.count('MatMulInteger') == 4 * blocks + 3
     files = integers.manifest.files
     assert files['image_encoder_int8.onnx'].bytes < 2 * files['image_encoder.onnx'].bytes
+
+
+def image_encoder_graphs(model, folder):
+    """Export the image encoder alone: in single precision, in half, and on integers."""
+    model = as_stored(model, 'fp32')
+    weights = folder / 'weights.safetensors'
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
+    stage = stages_of(model)['image_encoder']
+    paths = [folder / f'{name}.onnx' for name in ('single', 'half', 'int8')]
+    export_graph(
+        stage.module.eval(), stage.example(), paths[0], weights=weights, half=paths[1],
+        int8=paths[2], outputs=tuple(spec.name for spec in stage.outputs), inputs=tuple(
+            Port(spec.name, tuple((axis, length) for axis, length in enumerate(spec.shape)
+                                  if isinstance(length, str))) for spec in stage.inputs))
+    return paths
+
+
+def products_of(path):
+    """Return how many products a graph has in half precision, and how many on integers."""
+    graph = onnx.shape_inference.infer_shapes(
+        onnx.load(path, load_external_data=False)).graph
+    types = {value.name: value.type.tensor_type.elem_type
+             for value in (*graph.value_info, *graph.output)}
+    half = [node for node in graph.node if node.op_type in ('MatMul', 'Conv')
+            and types[node.output[0]] == onnx.TensorProto.FLOAT16]
+    return len(half), sum(node.op_type == 'MatMulInteger' for node in graph.node)
+
+
+@pytest.mark.parametrize('family', [name for name in FAMILIES if name != 'clipseg'])
+def test_graphs_of_every_family_are_really_converted(family, tmp_path):
+    single, half, integers = image_encoder_graphs(random_network(family), tmp_path)
+    assert products_of(single) == (0, 0)
+    assert products_of(half)[0] > 10
+    assert products_of(integers)[1] >= 8
+    stage = stages_of(random_network(family))['image_encoder']
+    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(
+        stage.inputs, stage.example(), strict=True)}
+    exact, near = (onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider']).run(
+        None, feeds)[0].ravel() for path in (single, integers))
+    assert np.dot(exact, near) > 0.95 * np.linalg.norm(exact) * np.linalg.norm(near)
+    assert np.abs(exact - near).max() > 1e-4
+
+
+def test_a_network_of_convolutions_gets_no_integer_graph(tmp_path):
+    """It would be called int8 and run in fp32."""
+    config = replace(random_lseg.SMALL, backbone='resnet', resnet_width=6,
+                     resnet_blocks=(1, 1, 1, 1))
+    with pytest.raises(BundleError, match=r'no linear layers.*export without int8'):
+        image_encoder_graphs(random_lseg.random_lseg(config), tmp_path)
+    assert not list(tmp_path.glob('*.onnx'))
 
 
 def test_a_bundle_without_an_integer_graph_is_not_offered_to_that_engine(random_bundle):
