@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distillation of an encoder: a small student learns to give a large teacher's embeddings."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -110,13 +111,19 @@ def distil(settings: DistilSettings) -> Outcome:
     for _, store in splits:
         _check_shapes(model, store)
     what = {name: value for name, value in as_mapping(settings).items() if name not in _FREE}
-    what |= {'start': encoder_key(model), 'frames': [len(frames) for frames, _ in splits],
-             'teacher': [store.header.encoder for _, store in splits]}
+    what |= {'start': encoder_key(model), 'frames': [_summary(frames) for frames, _ in splits],
+             'teacher': [[store.header.encoder, store.header.dtype] for _, store in splits]}
     with ThreadPoolExecutor(settings.workers) as pool:
         recipe = Distillation(settings, model.to(device), splits[0], splits[1], pool)
         schedule = Schedule(settings.n_epochs, settings.test_interval, settings.log_interval,
                             settings.save_interval)
         return run(recipe, schedule, settings.out, what, 'distilling')
+
+
+def _summary(frames: tuple[Frame, ...]) -> str:
+    """Return the number of frames and a hash of their names."""
+    digest = hashlib.sha256('\n'.join(frame.stem for frame in frames).encode())
+    return f'{len(frames)} frames ({digest.hexdigest()[:12]})'
 
 
 def _check_shapes(model: FpSeg, store: EmbeddingStore) -> None:

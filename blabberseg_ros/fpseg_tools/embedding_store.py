@@ -5,10 +5,9 @@
 - FOLDER/SPLIT/shard-00000.safetensors: embeddings of the first frames, by stem
 """
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 
 from blabberseg_ros.atomic import write_atomically, write_text
 from blabberseg_ros.errors import ParameterError
+from blabberseg_ros.fpseg_tools.sole_writer import sole_writer
 
 HEADER = 'store.json'
 _FORMAT = 1
@@ -108,22 +108,13 @@ class EmbeddingStore:
         """Return the shards that are absent or damaged."""
         return [shard for shard in range(self.header.shard_count) if not self._is_whole(shard)]
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Keep other writers out, and clear away what a killed one left.
 
         Raises:
             ParameterError: another process writes here.
         """
-        with open(self.folder / '.lock', 'w', encoding='utf-8') as stream:
-            try:
-                # The kernel frees it when the process dies, however it dies.
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ParameterError(f'another process is writing to {self.folder}') from error
-            for leftover in self.folder.glob('.shard-*.tmp'):
-                leftover.unlink()
-            yield
+        return sole_writer(self.folder, '.shard-*.tmp')
 
     def write(self, shard: int, embeddings: Mapping[str, np.ndarray]) -> None:
         """Write one shard, whole or not at all.

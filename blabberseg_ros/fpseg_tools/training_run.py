@@ -14,6 +14,7 @@ from torch import Tensor
 from blabberseg_ros.errors import ParameterError
 from blabberseg_ros.fpseg_tools.progress import counter
 from blabberseg_ros.fpseg_tools.run_state import Position, RunLog, load_state, save_state
+from blabberseg_ros.fpseg_tools.sole_writer import sole_writer
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,15 @@ def run(recipe: Recipe, schedule: Schedule, folder: Path, what: Mapping[str, Any
         title: of the progress bar.
 
     Raises:
-        ParameterError: the folder holds another run, or the loss is no longer a number.
+        ParameterError: the folder holds another run, another process writes there, or the loss is
+            no longer a number.
     """
+    with sole_writer(folder):
+        return _train(recipe, schedule, folder, what, title)
+
+
+def _train(recipe: Recipe, schedule: Schedule, folder: Path, what: Mapping[str, Any],
+           title: str) -> Outcome:
     position = load_state(folder, what, recipe.trained, recipe.optimiser)
     log = RunLog(folder, position.step)
     start = None

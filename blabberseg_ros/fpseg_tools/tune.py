@@ -44,7 +44,8 @@ from blabberseg_ros.models.fpseg_prompts import ClassPrompt, write_prompts
 
 BEST = 'best.safetensors'
 BEST_PROMPTS = 'best_prompts.safetensors'
-# Settings that may change between the parts of a run: they do not change the result.
+# Settings that may change between the parts of a run: they do not change the result, or what they
+# lead to is compared instead of the path.
 _FREE = ('data_root', 'embeddings', 'network', 'out', 'device', 'workers', 'cache_mib', 'n_epochs',
          'log_interval', 'save_interval', 'classes')
 _TRAIN_DRAW, _TEST_DRAW = 0, 1
@@ -122,6 +123,9 @@ class TuneSettings:
                      'test_n_class_examples_per_epoch', 'batch_size', 'n_epochs', 'test_interval',
                      'log_interval', 'save_interval', 'workers'):
             require(getattr(self, name) >= 1, f'{name} must be 1 or more')
+        for name in ('target_size_px', 'test_frames'):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f'{name} must be 1 or more, or null')
         require(0 <= self.p_neg_max <= 1, 'p_neg_max must be from 0 to 1')
         require(min(self.prompt_learning_rate, self.decoder_learning_rate) > 0,
                 'learning rates must be above 0')
@@ -134,6 +138,13 @@ class Split:
     frames: tuple[Frame, ...]
     store: EmbeddingStore
     presence: np.ndarray
+
+    @property
+    def summary(self) -> str:
+        """Return the number of frames and a hash of their names and of what they show."""
+        digest = hashlib.sha256('\n'.join(frame.stem for frame in self.frames).encode())
+        digest.update(np.packbits(self.presence).tobytes())
+        return f'{len(self.frames)} frames ({digest.hexdigest()[:12]})'
 
 
 def tune(settings: TuneSettings) -> Outcome:
@@ -165,8 +176,11 @@ def tune(settings: TuneSettings) -> Outcome:
     with ThreadPoolExecutor(settings.workers) as pool:
         recipe = PromptTuning(settings, model.to(device), classes, train, test, pool)
         what = {name: value for name, value in as_mapping(settings).items() if name not in _FREE}
-        what |= {'encoder': key, 'class_list': list(classes.names), 'start': _digest(model),
-                 'frames': [len(train.frames), len(test.frames)]}
+        what |= {'encoder': key, 'start': _digest(model),
+                 'class_list': list(zip(classes.names, classes.label_ids, strict=True)),
+                 'ignored': classes.ignored, 'exclusive': classes.exclusive,
+                 'embeddings': [split.store.header.dtype for split in (train, test)],
+                 'frames': [split.summary for split in (train, test)]}
         schedule = Schedule(settings.n_epochs, settings.test_interval, settings.log_interval,
                             settings.save_interval)
         return run(recipe, schedule, settings.out, what, f'tuning {settings.tuned_part}')

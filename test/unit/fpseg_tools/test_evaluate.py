@@ -81,7 +81,8 @@ def test_an_engine_gives_the_same_figures(world_set: Path, tuned_bundle: Path, f
                  f'network={tuned_bundle}', '--set', 'engine=onnxruntime-cpu', '--set',
                  f'out={tmp_path}', '--set', f'classes={world_set / "known.yaml"}', '--set',
                  'embeddings=null', '--set', 'test_n_class_examples_per_epoch=50']) == 0
-    printed = capsys.readouterr().out
+    printed, shown = capsys.readouterr()
+    assert 'judging onnxruntime-cpu: 100%|' in shown
     written = json.loads((tmp_path / 'figures.json').read_text())['figures']
     assert written['miou'] == pytest.approx(figures.miou, abs=5e-3)
     assert written['semantic_miou'] == pytest.approx(figures.semantic_miou, abs=5e-3)
@@ -110,15 +111,17 @@ def test_the_benchmark_measures_and_writes(tmp_path: Path, capsys: pytest.Captur
     path = tmp_path / 'fpseg.csv'
     assert main(['fpseg', 'bench', '--set', f'out={path}', '--set', 'input_size_px=64', '--set',
                  'image_size_px=[96, 64]', '--set', 'n_classes=[1, 4]', '--set',
-                 'prompt_sizes=[2]', '--set', 'engines=[upstream, torch]', '--set', 'n_runs=2',
-                 '--set', 'n_warmup=1', '--set', 'device=cpu']) == 0
+                 'prompt_sizes=[2]', '--set', 'engines=[upstream, torch, onnxruntime-cpu]',
+                 '--set', 'n_runs=2', '--set', 'n_warmup=1', '--set', 'device=cpu']) == 0
     with open(path, encoding='utf-8') as stream:
         rows = list(csv.DictReader(stream))
     assert [(row['engine'], row['n_classes']) for row in rows] == [
-        ('upstream', '1'), ('upstream', '4'), ('torch', '1'), ('torch', '1'), ('torch', '4'),
-        ('torch', '4')]
+        ('upstream', '1'), ('upstream', '4'), *(
+            (engine, count) for engine in ('torch', 'onnxruntime-cpu') for count in '1144')]
     assert all(float(row['p50_ms']) > 0 and row['ratio_to_upstream'] for row in rows)
-    assert 'x upstream' in capsys.readouterr().out
+    printed, shown = capsys.readouterr()
+    assert 'x upstream' in printed
+    assert 'measuring: 100%|' in shown
 
 
 def test_ratio_and_cost_of_a_class() -> None:

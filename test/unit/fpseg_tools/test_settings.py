@@ -46,7 +46,9 @@ def test_the_default_is_the_published_recipe(root_dir: Path) -> None:
 
 @pytest.mark.parametrize(('change', 'reason'), [
     ('n_epochs=0', '1 or more'), ('n_epochs=many', 'type int'), ('n_epochs=2.5', 'type int'),
-    ('n_epochs=true', 'type int'), ('tuned_part=all', 'one of prompts, prompts_and_decoder'),
+    ('n_epochs=true', 'type int'), ('target_size_px=-5', 'target_size_px must be 1 or more'),
+    ('target_size_px=0', '1 or more'), ('test_frames=0', '1 or more'),
+    ('tuned_part=all', 'one of prompts, prompts_and_decoder'),
     ('p_neg_max=2', '0 to 1'), ('prompt_learning_rate=-1e-3', 'above 0'),
     ('epochs=3', 'epochs is not understood'), ('seed', 'KEY=VALUE'), ('classes=[1]', 'type Path')])
 def test_bad_settings_are_refused(change: str, reason: str, root_dir: Path) -> None:
@@ -76,6 +78,41 @@ def test_bad_paths_are_refused_before_work_starts(
     assert 'is not a folder' in message or 'there is no' in message
     # Nothing was begun.
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('tool', 'change', 'message'), [
+    ('distil', {'student': 'none.safetensors'}, 'no checkpoint none.safetensors'),
+    ('distil', {'student': 'no such bundle'}, "no bundle 'no such bundle'"),
+    ('distil', {'teacher': 'none'}, 'none/train holds no embeddings'),
+    ('distil', {'out': 'a file'}, 'nothing can be written to a file'),
+    ('tune', {'classes': 'none.yaml'}, 'none.yaml is not a list of classes'),
+    ('tune', {'network': 'none.pth'}, 'no checkpoint none.pth'),
+    ('tune', {'out': 'a file/run'}, 'nothing can be written to a file/run'),
+    ('evaluate', {'classes': 'none.yaml'}, 'none.yaml is not a list of classes'),
+    ('embed', {'embeddings': 'a file'}, 'nothing can be written to a file'),
+    ('bench', {'out': 'a file/fpseg.csv'}, 'nothing can be written to a file'),
+    ('bench', {'out': 'fpseg.txt'}, 'must end in .csv'),
+    ('worlds', {'data_root': 'a file'}, 'nothing can be written to a file')])
+def test_each_bad_path_is_refused_before_work_starts(
+        tool: str, change: dict[str, str], message: str, world_set: Path, random_network: Path,
+        teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path('a file').touch()
+    network = str(random_network)
+    good = {'distil': {'data_root': world_set, 'teacher': teacher, 'student': network,
+                       'train_split': 'train', 'out': 'out'},
+            'tune': {'data_root': world_set, 'embeddings': teacher, 'network': network,
+                     'classes': world_set / 'known.yaml', 'out': 'out'},
+            'evaluate': {'data_root': world_set, 'network': network, 'out': 'out'},
+            'embed': {'data_root': world_set, 'network': network, 'embeddings': 'out',
+                      'splits': '[train]'}}
+    settings = {**good.get(tool, {}), **change}
+    assert main(['fpseg', tool, *(word for key, value in settings.items()
+                                  for word in ('--set', f'{key}={value}'))]) == 2
+    assert message in capsys.readouterr().err
+    # Nothing was begun.
+    assert [path.name for path in tmp_path.iterdir()] == ['a file']
 
 
 def test_a_data_set_without_embeddings_is_refused(world_set: Path, random_network: Path,
