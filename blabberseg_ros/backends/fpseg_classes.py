@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from blabberseg_ros.bundle import WEIGHTS, Bundle
 from blabberseg_ros.errors import BundleError, PromptError
-from blabberseg_ros.labels import LabelMatch, LabelMatcher
+from blabberseg_ros.labels import LabelMatch, LabelMatcher, plain
 from blabberseg_ros.models.fpseg_config import FpSegConfig
 from blabberseg_ros.models.fpseg_prompts import ClassPrompt, check_names, read_prompts
 from blabberseg_ros.resampling import read_only
@@ -63,9 +63,20 @@ class Classes:
                     f'{path}: the class {prompt.name!r} has {tokens} tokens and the graphs of '
                     f'{self._bundle.folder} take {longest}; tune it with fewer')
         check_names([*self.names, *(prompt.name for prompt in added)], str(path))
+        self._refuse_aliases(added, path)
         self.prompts = (*self.prompts, *added)
         self._matcher = LabelMatcher(self.names, self._bundle.aliases)
         return tuple(prompt.name for prompt in added)
+
+    def _refuse_aliases(self, added: Sequence[ClassPrompt], path: Path) -> None:
+        """Refuse classes that would take words over which mean other classes so far."""
+        aliases = {plain(word): labels for word, labels in (self._bundle.aliases or {}).items()}
+        for prompt in added:
+            if plain(prompt.name) in aliases:
+                raise BundleError(
+                    f'{path}: the class {prompt.name!r} would take over a word that stands for '
+                    f'{", ".join(aliases[plain(prompt.name)])} in the aliases of '
+                    f'{self._bundle.folder}; rename the class, or take the alias out')
 
     def match(self, text: str) -> LabelMatch:
         """Return the numbers of the classes that a text names.

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from blabberseg_ros.atomic import write_atomically
 from blabberseg_ros.errors import BundleError
+from blabberseg_ros.labels import plain
 
 PROMPTS = 'prompts.safetensors'
 _FORMAT = 'fpseg-prompts/1'
@@ -34,11 +35,6 @@ class ClassPrompt:
     name: str
     tokens: np.ndarray
     dense: np.ndarray
-
-
-def class_key(name: str) -> str:
-    """Return a class name as it is compared: lower case, single spaces."""
-    return ' '.join(name.split()).lower()
 
 
 def write_prompts(path: Path, prompts: Sequence[ClassPrompt]) -> None:
@@ -91,18 +87,19 @@ def read_prompts(path: Path) -> tuple[ClassPrompt, ...]:
 
 
 def check_names(names: Sequence[str], where: str) -> None:
-    """Refuse class names that are blank or cannot be told apart.
+    """Refuse class names that are blank or that a prompt could not tell apart.
 
     Raises:
         BundleError: naming the class.
     """
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for name in names:
-        key = class_key(name)
-        if not key:
+        key = plain(name)
+        if not key.strip():
             raise BundleError(f'{where}: a class has no name')
         if key in seen:
-            raise BundleError(f'{where}: the class {name!r} is there twice; rename one of them')
-        seen.add(key)
+            raise BundleError(f'{where}: the class {name!r} is there twice, the other is '
+                              f'{seen[key]!r}, and a prompt would mean both; rename one of them')
+        seen[key] = name
     if not names:
         raise BundleError(f'{where}: there is no class')

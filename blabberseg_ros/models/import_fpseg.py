@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from blabberseg_ros.atomic import sha256_of
 from blabberseg_ros.errors import BundleError
-from blabberseg_ros.labels import read_aliases
+from blabberseg_ros.labels import plain, read_aliases
 from blabberseg_ros.models.checkpoints import State, read_state
 from blabberseg_ros.models.fpseg import FpSeg
 from blabberseg_ros.models.fpseg_config import (
@@ -28,7 +28,7 @@ from blabberseg_ros.models.fpseg_config import (
     SamVitConfig,
     TinyVitConfig,
 )
-from blabberseg_ros.models.fpseg_prompts import check_names, class_key
+from blabberseg_ros.models.fpseg_prompts import check_names
 from blabberseg_ros.models.importing import Imported, ImportOptions, Source, some
 
 TAKES = 'a checkpoint of SAM, MobileSAM or FPSeg (.pth, .pt)'
@@ -236,11 +236,11 @@ def _choose_classes(state: State, classes: tuple[str, ...] | None,
         return classes
     count = state[_PROMPTS].shape[0]
     if count == len(CITYSCAPES_CLASSES):
-        rows = {class_key(name): row for row, name in enumerate(CITYSCAPES_CLASSES)}
+        rows = {plain(name): row for row, name in enumerate(CITYSCAPES_CLASSES)}
         if classes is None:
             return CITYSCAPES_CLASSES
-        if all(class_key(name) in rows for name in classes):
-            state[_PROMPTS] = state[_PROMPTS][[rows[class_key(name)] for name in classes]]
+        if all(plain(name) in rows for name in classes):
+            state[_PROMPTS] = state[_PROMPTS][[rows[plain(name)] for name in classes]]
             return classes
     if classes is None or len(classes) != count:
         given = 'none' if classes is None else str(len(classes))

@@ -115,13 +115,17 @@ def test_classes_from_another_file(backend, image, tmp_path):
 
 
 @pytest.mark.parametrize(('name', 'shape', 'message'), [
-    ('Tree', (3, 32), 'twice'), ('new', (3, 16), '16 wide'), ('new', (4, 32), '4 tokens')])
+    ('Tree', (3, 32), 'twice'), ('trees', (3, 32), 'twice'),
+    ('Roofs', (3, 32), 'take over a word that stands for building'),
+    ('new', (3, 16), '16 wide'), ('new', (4, 32), '4 tokens')])
 def test_classes_that_do_not_fit_are_refused(backend, tmp_path, name, shape, message):
     path = tmp_path / 'more.safetensors'
     write_prompts(path, [ClassPrompt(name, np.zeros(shape), np.zeros(shape[1]))])
     with pytest.raises(BundleError, match=message):
         backend.add_classes(path)
     assert len(backend.class_names) == 11
+    tree, roof = backend.encode_prompts(['trees', 'roof'])
+    assert (tree['classes'].tolist(), roof['classes'].tolist()) == ([1], [0])
 
 
 @pytest.mark.parametrize('blur', [1, 5])
@@ -326,8 +330,8 @@ def test_a_map_is_enlarged_by_its_nearest_pixels():
 
 def test_the_segmenter_passes_the_options_on(folder, image, tmp_path):
     path = tmp_path / 'more.safetensors'
-    write_prompts(path, [ClassPrompt('lava', np.ones((3, 32)), np.zeros(32))])
-    prompts = PromptSet(('grass',), ('lava', 'tree'), 'photo of {}')
+    write_prompts(path, [ClassPrompt('magma', np.ones((3, 32)), np.zeros(32))])
+    prompts = PromptSet(('grass',), ('magma', 'tree'), 'photo of {}')
     with Segmenter.open(folder, engine='onnxruntime-cpu', cache_dir=tmp_path,
                         classes_files=[path], decode_budget_ms=1e-6) as segmenter:
         heatmap = segmenter.segment(image, prompts)

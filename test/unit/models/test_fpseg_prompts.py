@@ -27,7 +27,9 @@ def test_classes_of_different_sizes_survive(tmp_path):
 
 
 @pytest.mark.parametrize(('names', 'message'), [
-    (('road', ' ROAD'), 'twice'), (('  ',), 'no name'), ((), 'no class')])
+    (('road', ' ROAD'), 'twice'), (('tree', 'Trees'), "'Trees' is there twice.*is 'tree'"),
+    (('traffic light', 'traffic-lights'), 'twice'), (('  ',), 'no name'), (('--',), 'no name'),
+    ((), 'no class')])
 def test_names_that_cannot_be_told_apart_are_refused(tmp_path, names, message):
     with pytest.raises(BundleError, match=message):
         write_prompts(tmp_path / 'prompts.safetensors', [prompt(name) for name in names])
