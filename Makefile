@@ -38,7 +38,7 @@ demo: python ## fly the simulated drone; writes demo_output/index.html
 
 test: python ## all tests that need no GPU
 	@$(SETUP) cpu,opencv,torch,test
-	@$(RUN) -m pytest -m 'not gpu and not slow' $(ARGS)
+	@$(RUN) -m pytest -m 'not gpu' $(ARGS)
 
 lint: python ## ruff and mypy
 	@$(SETUP) cpu,opencv,lint

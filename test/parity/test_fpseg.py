@@ -133,7 +133,6 @@ def test_the_letterbox_is_the_original(mobile_sam):
     assert (ours - embedding[0]).std() < 0.01
 
 
-@pytest.mark.slow
 @torch.inference_mode()
 def test_sam_vit_b_is_the_original():
     model = filled(FpSegConfig(encoder=ENCODERS['vit_b'], class_names=('a', 'b', 'c'),

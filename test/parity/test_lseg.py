@@ -84,9 +84,7 @@ def figures(value):
         0, 1, count // 3, count // 2, count - 1))]
 
 
-@pytest.mark.parametrize('case', [
-    pytest.param(case, marks=[pytest.mark.slow] if case[0] == 'vit' else [],
-                 id='-'.join(map(str, case))) for case in GOLDEN])
+@pytest.mark.parametrize('case', GOLDEN, ids=lambda case: '-'.join(map(str, case)))
 @torch.no_grad()
 def test_figures_of_the_original_modules(published, case):
     backbone, height, width = case

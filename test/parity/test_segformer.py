@@ -124,12 +124,19 @@ def test_reference_outputs_of_b4(golden_model):
         assert abs(int(winners[label]) - count) <= 3
 
 
-@pytest.mark.parametrize('size_px', [224, 512])
+# The widths of the published networks; B5's blocks are the same, and there are 52 of them.
+B0 = {'hidden_sizes': [32, 64, 160, 256], 'depths': [2, 2, 2, 2], 'decoder_hidden_size': 256}
+SHALLOW_B5 = {'hidden_sizes': [64, 128, 320, 512], 'depths': [1, 2, 3, 1],
+              'decoder_hidden_size': 768}
+
+
+@pytest.mark.parametrize(('sizes', 'size_px', 'variant'), [
+    (SMALL, 224, 'w16'), (SMALL, 512, 'w16'), (B0, 128, 'b0'), (SHALLOW_B5, 128, 'w64')])
 @torch.inference_mode()
-def test_logits_are_those_of_transformers(tmp_path, size_px):
-    theirs = hugging_face(tmp_path, **SMALL)
+def test_logits_are_those_of_transformers(tmp_path, sizes, size_px, variant):
+    theirs = hugging_face(tmp_path, **sizes)
     ours = import_model(tmp_path, ImportOptions(input_size_px=size_px)).model
-    assert ours.config.labels == LABELS
+    assert (ours.config.labels, ours.config.variant) == (LABELS, variant)
     pixels = torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(1))
     expected = theirs(pixel_values=pixels).logits
     got = ours(pixels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans of LSeg: one for all sizes of its input, built with TensorRT-RTX, kept in the store."""
+"""Plans built with TensorRT-RTX, kept in the store; LSeg's are for all sizes of its input."""
 
 import re
 
@@ -37,6 +37,18 @@ def test_one_profile_holds_every_size(folder):
 def test_the_range_of_sizes_can_be_chosen(folder):
     options = BuildOptions(input_sizes=Range(352, 352, 352))
     assert shapes_of(folder, 'features', options)['length'] == ((176, 176),) * 3
+
+
+def test_plans_of_segformer_are_kept_as_well(make_random_bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    command = ['build', '--builder', 'tensorrt_rtx', '--optimisation-level', '0', '--stage',
+               'image_encoder', '--stage', 'fusion', '--bundle',
+               str(make_random_bundle('segformer'))]
+    for said in ('built in', 'kept'):
+        assert main(command) == 0
+        shown = capsys.readouterr().out
+        assert set(re.findall(rf'^(\w+): {said}', shown, re.MULTILINE)) == {
+            'image_encoder', 'fusion'}
 
 
 def test_plans_are_built_once_and_kept(folder, tmp_path, monkeypatch, capsys):
