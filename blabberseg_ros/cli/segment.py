@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument('--out', type=Path, default=Path('heatmaps'), metavar='FOLDER',
                         help='where to write (default: %(default)s)')
     parser.add_argument('--timings', action='store_true',
-                        help='of models with labels of their own: measure loading, preprocessing, '
+                        help='of Segformer: measure loading, preprocessing, '
                              'inference and postprocessing on the first frame, beside '
                              'postprocessing on the CPU')
     add_prompt_options(parser)
