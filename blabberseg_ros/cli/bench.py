@@ -23,7 +23,7 @@ _TABLES: dict[str, Callable[[argparse.Namespace], int] | None] = {
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'bench', help='measure speed and memory on this machine, as CSV and SVG',
+        'bench',
         description="Measures every engine that can be used here, and in the same run DOVESEI's "
                     "and BlabberSeg's own ways, on the same weights: from the image on the host "
                     'to the mask on the host. Exit code 1 if nothing was measured.')

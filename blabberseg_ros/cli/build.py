@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     default = BuildOptions()
     parser = subparsers.add_parser(
-        'build', help='build TensorRT plans of a bundle',
+        'build',
         description="Builds the plan of every stage and keeps it in the user's cache, where the "
                     'engine "tensorrt" finds it. Plans that fit this machine already are kept.')
     parser.add_argument('--bundle', default=DEFAULT_BUNDLE,

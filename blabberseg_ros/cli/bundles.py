@@ -10,7 +10,7 @@ from blabberseg_ros.errors import BundleError
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'bundles', help='list the installed models and check their files',
+        'bundles',
         description='Lists the models that can be given by name, and checks every file against '
                     'its SHA-256. Exit code 1 if one is damaged.')
     parser.add_argument('bundle', nargs='*', help='names or folders (default: all installed)')

@@ -42,7 +42,7 @@ from blabberseg_ros.prompts import PromptSet
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'compare', help='compare two engines, precisions or models over a folder of images',
+        'compare',
         description='A and B are [BUNDLE][@ENGINE[:PRECISION]], for example @torch-cpu and '
                     '@torch-cuda:fp16; A is the reference. Exit code 1 if a pixel that is clear '
                     'in A changes sides in B, or if no mask is decidable.')

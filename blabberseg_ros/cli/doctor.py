@@ -3,15 +3,18 @@
 
 import argparse
 import importlib.metadata
-import importlib.util
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from blabberseg_ros import __version__
 from blabberseg_ros.bundle import installed_bundles, load_bundle
-from blabberseg_ros.engines.choose import Candidate, candidates
 from blabberseg_ros.engines.cuda_probe import probe_cuda
+from blabberseg_ros.engines.module_probe import problem_with
 from blabberseg_ros.errors import BundleError
+
+if TYPE_CHECKING:
+    from blabberseg_ros.engines.choose import Candidate
 
 # Distribution names, with what each is for.
 _PACKAGES = {
@@ -20,14 +23,15 @@ _PACKAGES = {
     'ftfy': 'prompts', 'safetensors': 'weights', 'torch': 'engine, import and training',
     'triton': 'engine, GPU', 'open_clip_torch': 'import and training',
     'tensorrt': 'engine, Jetson and NVIDIA GPUs', 'pycuda': 'TensorRT runner'}
-# Modules that every engine needs.
-_NEEDED = ('ftfy', 'numpy', 'safetensors', 'tokenizers', 'yaml')
+# Modules that every engine needs, and what pip calls them.
+_NEEDED = {'ftfy': 'ftfy', 'numpy': 'numpy', 'safetensors': 'safetensors',
+           'tokenizers': 'tokenizers', 'tqdm': 'tqdm', 'yaml': 'pyyaml'}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'doctor', help='tell what this machine can run and what is missing',
+        'doctor',
         description='Prints what was found, what was refused and why. Exit code 1 if nothing can '
                     'run here.')
     parser.set_defaults(run=run)
@@ -41,12 +45,40 @@ def run(arguments: argparse.Namespace) -> int:
     for name, purpose in _PACKAGES.items():
         print(f'  {name:24} {_version(name) or "-":14} {purpose}')
     print(f'\nGPU\n  {probe_cuda().reason}')
+    problems = {name: problem for name in _NEEDED if (problem := problem_with(name))}
     print('\nEngines, fastest first')
+    verdicts = _engines(problems)
+    print('\nBundles')
+    usable = _print_bundles(problems)
+    print('\nVerdict')
+    for name, problem in problems.items():
+        print(f'  {name} {problem}, and everything here needs it: pip install {_NEEDED[name]}')
+    for line in _verdict(verdicts):
+        print(f'  {line}')
+    able = usable and not problems and any(candidate.ok for candidate in verdicts)
+    return 0 if able else 1
+
+
+def _engines(problems: Collection[str]) -> 'Sequence[Candidate]':
+    """Print and return the verdict on each engine, if engines can be asked."""
+    if 'numpy' in problems:
+        print('  not asked: they need numpy')
+        return ()
+    from blabberseg_ros.engines.choose import candidates
+
     verdicts = candidates()
     for candidate in verdicts:
         print(f'  {"yes" if candidate.ok else "no ":4}{candidate.kind.name:20} '
               f'{candidate.reason}')
-    print('\nBundles')
+    return verdicts
+
+
+def _print_bundles(problems: Collection[str]) -> int:
+    """Print a line a bundle; return how many can be used."""
+    if 'yaml' in problems:
+        print(f'  not read, for want of yaml: '
+              f'{", ".join(folder.name for folder in installed_bundles()) or "none found"}')
+        return 0
     usable = 0
     for folder in installed_bundles():
         try:
@@ -57,21 +89,18 @@ def run(arguments: argparse.Namespace) -> int:
             print(f'  no  {folder.name:20} {error}')
     if not usable:
         print('  none; `blabberseg import --help` tells how to make one')
-    print('\nVerdict')
-    for line in _verdict(verdicts):
-        print(f'  {line}')
-    return 0 if usable and any(candidate.ok for candidate in verdicts) else 1
+    return usable
 
 
-def _verdict(verdicts: Sequence[Candidate]) -> list[str]:
+def _verdict(verdicts: 'Sequence[Candidate]') -> list[str]:
     """Return what will run, and what to install so that it runs at all, or on the GPU."""
     lines = []
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        lines.append(f'{", ".join(missing)} missing: pip install blabberseg_ros')
-    if importlib.util.find_spec('cv2') is None:
-        lines.append('OpenCV is missing: apt install python3-opencv, or pip install '
+    if problem := problem_with('cv2'):
+        lines.append(f'OpenCV (cv2) {problem}: apt install python3-opencv, or pip install '
                      '"blabberseg_ros[opencv]"')
+    if problem := problem_with('rclpy'):
+        lines.append(f'rclpy {problem}: `blabberseg` works without, the nodes need a sourced '
+                     'ROS 2')
     usable = [candidate.kind for candidate in verdicts if candidate.ok]
     if not usable:
         lines.append('no engine can run here; for a machine without a GPU, pip install '

@@ -10,8 +10,7 @@ from blabberseg_ros.errors import ParameterError
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command and its own three."""
-    parser = subparsers.add_parser(
-        'engines', help='list, verify or prune the TensorRT plans that were built')
+    parser = subparsers.add_parser('engines')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     listing = commands.add_parser('list', help='say what each plan is for')
     listing.set_defaults(run=run_list)

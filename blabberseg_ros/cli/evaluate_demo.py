@@ -20,7 +20,7 @@ _FIGURES, _TABLES = 'evaluation.json', 'evaluation.md'
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'evaluate-demo', help='judge a bundle on procedural worlds and on real frames',
+        'evaluate-demo',
         description='Chooses the threshold on validation worlds, then measures safe and unsafe '
                     'ground and obedience to prompts on test worlds of new seeds and of a family '
                     'held out from training. Writes OUT/evaluation.json and OUT/evaluation.md.')

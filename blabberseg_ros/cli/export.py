@@ -15,7 +15,7 @@ from blabberseg_ros.labels import read_aliases
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'export', help='write a bundle again with another input size, storage or aliases',
+        'export',
         description='Exports the graphs of a bundle anew, into another bundle. A smaller input '
                     'is faster and sees less; fp16 storage halves the file.')
     parser.add_argument('bundle', help='name or folder')

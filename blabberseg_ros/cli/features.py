@@ -13,7 +13,7 @@ from blabberseg_ros.cli.lseg_options import add_lseg_options, images_of, input_s
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'features', help='write dense features of images, for maps',
+        'features',
         description="Writes NAME.npy for each image: [D, H/2, W/2] unit vectors in the space of "
                     "the model's text tower (D is 512 for published models), at half of the "
                     'size that the image was stretched to.')

@@ -16,7 +16,7 @@ Settings = TypeVar('Settings')
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'fpseg', help='tools of FPSeg: embed, tune, distil, evaluate, bench, export, build',
+        'fpseg',
         description='Each tool reads one YAML file; its keys are told in the file of that name in '
                     'config/.')
     tools = parser.add_subparsers(metavar='TOOL', required=True)

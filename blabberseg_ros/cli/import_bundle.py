@@ -7,10 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from blabberseg_ros.backends.registry import FAMILIES
-from blabberseg_ros.bundle import MANIFEST, user_bundle_folder
-from blabberseg_ros.engines.choose import AUTO
+from blabberseg_ros.bundle import AUTO, MANIFEST, user_bundle_folder
 from blabberseg_ros.errors import BundleError
+from blabberseg_ros.models.sources import SOURCES
 
 _DESCRIPTION = """\
 Makes a bundle (a folder with weights, graphs and manifest) from published weights. SOURCE is
@@ -20,19 +19,19 @@ Makes a bundle (a folder with weights, graphs and manifest) from published weigh
   a file        a checkpoint of the authors, .pth, .pt, .ckpt or .safetensors
 
 The family and the variant are found from the source. A local path never touches the network.
-`blabberseg import --sources` tells where to get weights, their checksums and licences.
 """
+_SOURCES_TEXT = '\n'.join(SOURCES.values())
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'import', help='make a bundle from published weights', description=_DESCRIPTION,
+        'import', description=_DESCRIPTION, epilog=f'Where to get weights:\n\n{_SOURCES_TEXT}',
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SOURCE', help='folder, hub id or file')
     parser.add_argument('--sources', action=_Sources,
-                        help='tell where to get weights, and stop')
-    parser.add_argument('--backend', choices=(AUTO, *FAMILIES), default=AUTO,
+                        help='tell where to get weights, as below, and stop')
+    parser.add_argument('--backend', choices=(AUTO, *SOURCES), default=AUTO,
                         help='model family (default: found from the source)')
     parser.add_argument('--clip', metavar='FILE',
                         help='CLIP checkpoint where the source lacks it (CLIPSeg: ViT-B/16 for a '
@@ -67,16 +66,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 class _Sources(argparse.Action):
-    """Print what every importer says about its sources."""
+    """Print where the weights of every family are to be had."""
 
     def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
         super().__init__(option_strings, dest, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        require_torch()
-        from blabberseg_ros.models.families import importer
-
-        print('\n'.join(importer(family).HELP for family in FAMILIES), end='')
+        print(_SOURCES_TEXT, end='')
         parser.exit()
 
 
@@ -128,7 +124,7 @@ def choose_importer(path: Path, family: str = AUTO) -> ModuleType:
     if family != AUTO:
         return importer(family)
     source = Source.look(path)
-    importers = {name: importer(name) for name in FAMILIES}
+    importers = {name: importer(name) for name in SOURCES}
     for module in importers.values():
         if module.recognises(source):
             return module

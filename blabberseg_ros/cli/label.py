@@ -22,7 +22,7 @@ Labeller = Callable[[np.ndarray], np.ndarray]
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'label', help='colour images by labels of your own, or by the words that fit best',
+        'label',
         description='Writes NAME_labels.png for each image, the image beside its coloured copy '
                     'with a legend, and prints what was found. Without prompts (--word-free) '
                     'every word of the vocabulary is tried: of a model that was trained on few '

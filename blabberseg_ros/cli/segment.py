@@ -43,7 +43,7 @@ class Frame:
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'segment', help='write masks and overlays of images, a folder or a video',
+        'segment',
         description='Writes NAME_mask.png (255 safe, 0 not), NAME_overlay.png and heatmaps.csv; '
                     'for a video the overlay is a video as well. Models with labels of their own '
                     'add NAME_labels.png, coloured, with a legend. Exit code 1 if a frame could '

@@ -25,7 +25,7 @@ _DEFAULT_FAMILY = 'clipseg'
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add the sub-command."""
     parser = subparsers.add_parser(
-        'train-demo', help='train a demonstration bundle from nothing',
+        'train-demo',
         description='Trains a small network on procedural worlds alone, judges it and writes '
                     'OUT/FAMILY_demo.tar (the bundle), OUT/checkpoint.safetensors (every 90 s '
                     'and at the end), OUT/metrics.json and OUT/train.log. Needs torch and '

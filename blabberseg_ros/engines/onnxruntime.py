@@ -2,7 +2,6 @@
 """ONNX Runtime as an engine."""
 
 import importlib.metadata
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import Availability, Engine, EngineKind, TensorSpec, Value
+from blabberseg_ros.engines.module_probe import problem_with
 from blabberseg_ros.errors import EngineError
 
 _DTYPES = {'tensor(float)': 'float32', 'tensor(float16)': 'float16', 'tensor(uint8)': 'uint8',
@@ -73,9 +73,9 @@ class OnnxRuntimeCpu(EngineKind):
     decode_group = 8
 
     def probe(self) -> Availability:
-        """Return whether ONNX Runtime is installed."""
-        if importlib.util.find_spec('onnxruntime') is None:
-            return Availability(False, 'onnxruntime is not installed; '
+        """Return whether ONNX Runtime is installed and loads."""
+        if problem := problem_with('onnxruntime'):
+            return Availability(False, f'onnxruntime {problem}; '
                                        'pip install "blabberseg_ros[cpu]"')
         return Availability(True, f'onnxruntime {runtime_version()} on the CPU')
 

@@ -7,7 +7,6 @@ without a word where a library is missing or a node is not supported: here that 
 """
 
 import ctypes
-import importlib.util
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from blabberseg_ros.engines.base import (
     is_constant,
 )
 from blabberseg_ros.engines.cuda_probe import DRIVER_LIBRARY, probe_cuda
+from blabberseg_ros.engines.module_probe import problem_with
 from blabberseg_ros.engines.onnxruntime import runtime_version, tensor_specs
 from blabberseg_ros.errors import EngineError
 
@@ -275,8 +275,8 @@ class OnnxRuntimeCuda(EngineKind):
         cuda = probe_cuda()
         if not cuda.ok:
             return Availability(False, cuda.reason)
-        if importlib.util.find_spec('onnxruntime') is None:
-            return Availability(False, 'onnxruntime-gpu is not installed; '
+        if problem := problem_with('onnxruntime'):
+            return Availability(False, f'onnxruntime-gpu {problem}; '
                                        'pip install "blabberseg_ros[gpu]"')
         import onnxruntime
 

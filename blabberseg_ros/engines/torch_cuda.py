@@ -29,6 +29,7 @@ from blabberseg_ros.engines.base import (
     is_constant,
 )
 from blabberseg_ros.engines.cuda_probe import probe_cuda
+from blabberseg_ros.engines.module_probe import problem_with
 from blabberseg_ros.errors import EngineError
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class TorchCuda(EngineKind):
             if importlib.util.find_spec(module) is None:
                 return Availability(False, f'{module} is not installed; '
                                            'pip install "blabberseg_ros[torch]"')
+        if problem := problem_with('torch'):
+            return Availability(False, f'torch {problem}; pip install "blabberseg_ros[torch]"')
         import torch
 
         if not torch.cuda.is_available():

@@ -84,21 +84,6 @@ _HF_DECODER_PARTS = (('.layer_norm', '.norm'), ('.mlp.fc', '.linear'))
 
 
 TAKES = 'a Hugging Face CLIPSeg folder, or a decoder of the authors (.pth) with --clip'
-HELP = """\
-CLIPSeg
-  https://huggingface.co/CIDAS/clipseg-rd64-refined          best masks, whole model, 603 MB
-      model.safetensors  SHA-256 d00ca85d6b859f9d07b7cfb8ef26fe9771cb275b34c9368f2ecf603139307f55
-  https://github.com/timojl/clipseg (weights/, by Git LFS)   decoders, 1 to 5 MB
-      rd64-uni-refined.pth  SHA-1 8a3824a4f447096af25a00f9ac80b50e13cace63
-      rd64-uni.pth  SHA-256 13845f6cee4d54ca46f62ee19dd354822094a26e0efccc64e606be93d6a7e26f
-      rd16-uni.pth  SHA-256 61545cdb3a28f99d33d457c64a9721ade835a9dfbda604c459de6831c504167a
-  OpenAI's CLIP ViT-B/16, 351 MB (other trainings of the same shape do not fit the decoders)
-      https://openaipublic.azureedge.net/clip/models/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt
-      ViT-B-16.pt  SHA-256 5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f
-  Licences: the hub page is tagged apache-2.0, while the authors say that their licence covers the
-  code alone and the weights are released for research purposes (timojl/clipseg, issue 35). Ask
-  them before any other use. CLIP: MIT (openai/CLIP).
-"""
 
 
 def recognises(source: Source) -> bool:

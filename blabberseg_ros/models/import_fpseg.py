@@ -32,17 +32,6 @@ from blabberseg_ros.models.fpseg_prompts import check_names
 from blabberseg_ros.models.importing import Imported, ImportOptions, Source, some
 
 TAKES = 'a checkpoint of SAM, MobileSAM or FPSeg (.pth, .pt)'
-HELP = """\
-FPSeg
-  https://github.com/JanKrabbe/FPSeg (weights/)    33 Cityscapes classes, 41 MB; git hash-object:
-      fpseg_mobilesam.pth            e4168e65e1735f1a5cde60b3b7b6568a4672ec89
-      fpseg_mobilesam_distilled.pth  8ffa8a7ced7614fa3c0af66627c522c445c1bf58
-  https://github.com/ChaoningZhang/MobileSAM (weights/)    no classes: give --classes and tune them
-      mobile_sam.pt                  7ef2d090979fd9853adf17b7a99c8b94a1c5a6a7
-  https://github.com/facebookresearch/segment-anything     likewise: sam_vit_b_01ec64.pth,
-      sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth
-  Licences: Apache-2.0, all of them.
-"""
 
 DEFAULT_PROMPT_SIZE = 64
 DEFAULT_INPUT_SIZE_PX = 1024

@@ -27,16 +27,6 @@ from blabberseg_ros.models.lseg import LSeg
 from blabberseg_ros.models.lseg_config import LSegConfig, check_input_size
 
 TAKES = 'a Lightning checkpoint of LSeg (.ckpt)'
-HELP = """\
-LSeg (isl-org/lang-seg, README: links to Google Drive; no checksums are published)
-  demo_e200.ckpt  ViT-L/16, any labels: bare words do best    Drive
-                  1FTuHY1xPUkM-5gaDtMfgCl3D0gR89WV7
-  fss_l16.ckpt    ViT-L/16, two labels: others and one class  Drive
-                  1Nplkc_JsHIS55d--K2vonOOC3HrppzYy
-  fss_rn101.ckpt  ResNet101, labels as of fss_l16             Drive
-                  1UIj49Wp1mAopPub5M6O4WW-Z79VB1bhw
-  Licence: the code is MIT; nothing is said of the weights. The text tower is OpenAI's CLIP (MIT).
-"""
 _LICENCE = ("nothing is said of LSeg's weights (the code of isl-org/lang-seg is MIT); the text "
             'tower is CLIP ViT-B/32 of OpenAI, MIT')
 _PREFIX = 'net.'

@@ -32,15 +32,6 @@ from blabberseg_ros.models.segformer_config import STAGES, SegformerConfig, chec
 
 EXAMPLE_ID = 'nvidia/segformer-b0-finetuned-ade-512-512'
 TAKES = 'a Hugging Face folder of SegformerForSemanticSegmentation, B0 to B5'
-HELP = """\
-Segformer
-  https://huggingface.co/nvidia   segformer-b0-finetuned-ade-512-512 and others, b0 to b5, ADE20K
-                                  and Cityscapes
-  https://huggingface.co/nickmuchi/segformer-b4-finetuned-segments-sidewalk   35 street labels
-  Their checksums could not be looked up where this was written.
-  Licences: NVIDIA's weights are for research and evaluation only (NVIDIA Source Code License);
-  read the card of every other repository.
-"""
 _BATCH_NORM_EPS = 1e-5
 _HEAD_WIDTH = 64
 # Sizes that our network has built in.

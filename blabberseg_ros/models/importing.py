@@ -4,9 +4,10 @@
 The importer of a family is the module `models.import_FAMILY` with
 
     TAKES                         what it reads, in a few words
-    HELP                          where its weights are, their checksums and licences
     recognises(source)            whether a source looks like the family's
     import_model(path, options)   the network, strict on every key
+
+`models.sources` tells where its weights are.
 """
 
 from collections.abc import Iterable

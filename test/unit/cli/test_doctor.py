@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`blabberseg doctor` on three machines: an empty laptop, a box without a GPU, an H200."""
+"""`blabberseg doctor` on an empty laptop, a box without a GPU, an H200, and with broken wheels."""
 
 import argparse
 import importlib.util
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -15,14 +17,15 @@ from blabberseg_ros.engines.cuda_probe import CudaDevice, CudaProbe
 NO_DRIVER = CudaProbe(False, 'no CUDA driver (libcuda.so.1 cannot be loaded); install its driver')
 H200 = CudaProbe(True, 'NVIDIA H200 (compute capability 9.0), driver for CUDA 13.0', '13.0',
                  (CudaDevice('NVIDIA H200', '9.0'),))
-BASE = ('ftfy', 'numpy', 'safetensors', 'tokenizers', 'yaml')
+BASE = ('ftfy', 'numpy', 'safetensors', 'tokenizers', 'tqdm', 'yaml')
+LIBRARIES = (*BASE, 'cv2', 'onnxruntime', 'torch', 'rclpy')
 
 
 @pytest.fixture
 def machine(monkeypatch, random_bundle):
     """Return a function that sets up a machine: its driver, and the modules that it has."""
     find_spec = importlib.util.find_spec
-    gone = ('torch', 'open_clip', 'triton', 'onnxruntime', 'pycuda', 'cv2', 'tensorrt', *BASE)
+    gone = ('torch', 'open_clip', 'triton', 'onnxruntime', 'pycuda', 'tensorrt')
 
     def set_up(probe, *modules, bundles=(random_bundle,)):
         for module in (doctor, onnxruntime_gpu, tensorrt, tensorrt_builder, torch_cuda):
@@ -30,7 +33,7 @@ def machine(monkeypatch, random_bundle):
         here = dict.fromkeys(gone) | dict.fromkeys(modules, SimpleNamespace())
         monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: (
             here[name] if name in here else find_spec(name, *rest)))
-        for name in gone[:4]:
+        for name in gone:
             if name not in modules:
                 monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.setattr(doctor, 'installed_bundles', lambda: list(bundles))
@@ -46,16 +49,62 @@ def findings(capsys):
     return code, engines, printed
 
 
-def test_an_empty_laptop(machine, capsys):
-    machine(NO_DRIVER, bundles=())
-    code, engines, printed = findings(capsys)
-    assert code == 1
-    assert set(engines.values()) == {'no'}
-    assert 'onnxruntime is not installed; pip install "blabberseg_ros[cpu]"' in printed
-    assert 'ftfy, numpy, safetensors, tokenizers, yaml missing: pip install blabberseg' in printed
-    assert 'OpenCV is missing' in printed
-    assert 'no engine can run here' in printed
-    assert 'none; `blabberseg import --help`' in printed
+def run_without(modules, *arguments, path=''):
+    """Run the command in a process of its own in which modules cannot be imported."""
+    code = (f'import sys; sys.modules.update(dict.fromkeys({modules!r})); '
+            f'from blabberseg_ros.cli.main import main; sys.exit(main({arguments!r}))')
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=False,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(path), os.getcwd()])})
+    assert 'Traceback' not in done.stderr
+    return done
+
+
+def test_an_empty_laptop():
+    done = run_without(LIBRARIES, 'doctor')
+    assert done.returncode == 1
+    assert done.stderr == ''
+    for name in BASE:
+        assert f'{name} is not installed, and everything here needs it: pip install ' in (
+            done.stdout)
+    assert 'pip install pyyaml' in done.stdout
+    assert 'OpenCV (cv2) is not installed' in done.stdout
+    assert 'not asked: they need numpy' in done.stdout
+    assert 'no engine can run here' in done.stdout
+    assert 'not read, for want of yaml: clipseg_demo' in done.stdout
+
+
+@pytest.mark.parametrize('module', ['numpy', 'cv2', 'yaml', 'onnxruntime', 'rclpy'])
+def test_one_library_is_missing(module):
+    done = run_without([module], 'doctor')
+    assert done.returncode == (0 if module in ('cv2', 'rclpy') else 1)
+    assert f'{module.replace("cv2", "(cv2)")} is not installed' in done.stdout
+    assert ('yes clipseg_demo' in done.stdout) == (module != 'yaml')
+    assert ('yes onnxruntime-cpu' in done.stdout) == (module not in ('numpy', 'onnxruntime'))
+
+
+def test_a_wheel_that_does_not_load_is_no_engine(tmp_path):
+    for module in ('onnxruntime', 'cv2'):
+        (tmp_path / f'{module}.py').write_text(
+            'raise ImportError("libGL.so.1: cannot open shared object file")')
+    done = run_without([], 'doctor', path=tmp_path)
+    assert done.returncode == 1
+    assert 'no  onnxruntime-cpu      onnxruntime is installed and cannot be imported (libGL' in (
+        done.stdout)
+    assert 'OpenCV (cv2) is installed and cannot be imported (libGL' in done.stdout
+
+
+def test_other_commands_point_to_the_doctor():
+    done = run_without(['cv2'], 'segment', 'image.png')
+    assert done.returncode == 2
+    assert '`blabberseg doctor` tells what is missing' in done.stderr
+    assert run_without(LIBRARIES, '--help').returncode == 0
+
+
+def test_a_torch_that_does_not_load_is_no_engine(machine, monkeypatch):
+    machine(H200, 'torch', 'open_clip', 'triton')
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    assert 'torch is not installed' in torch_cuda.TorchCuda().probe().reason
 
 
 def test_a_box_without_a_gpu(machine, capsys):
@@ -65,7 +114,7 @@ def test_a_box_without_a_gpu(machine, capsys):
     assert [name for name, verdict in engines.items() if verdict == 'yes'] == ['onnxruntime-cpu']
     assert printed.count('no CUDA driver') == 4, 'once for the machine, and for each engine on it'
     assert 'answers of the network: onnxruntime-cpu\n' in printed
-    assert 'missing' not in printed
+    assert 'not installed, and' not in printed
 
 
 def test_an_h200(machine, capsys, monkeypatch):

@@ -145,7 +145,6 @@ def test_the_probe_says_what_is_missing_in_turn(monkeypatch, tmp_path):
         get_available_providers=lambda: ['CUDAExecutionProvider', CPU],
         InferenceSession=SimpleNamespace(get_provider_graph_assignment_info=None))
     monkeypatch.setitem(sys.modules, 'onnxruntime', runtime)
-    monkeypatch.setattr(onnxruntime_gpu.importlib.util, 'find_spec', lambda name: runtime)
     refused = OnnxRuntimeCuda().probe()
     assert 'cannot be loaded' in refused.reason
     assert str(tmp_path) in refused.reason
@@ -156,7 +155,7 @@ def test_the_probe_says_what_is_missing_in_turn(monkeypatch, tmp_path):
     monkeypatch.setattr(onnxruntime_gpu, '_cannot_load', lambda folder, name: '')
     assert OnnxRuntimeCuda().probe() == Availability(True, OnnxRuntimeCuda().probe().reason)
     assert 'fp16, on NVIDIA X' in OnnxRuntimeCuda().probe().reason
-    monkeypatch.setattr(onnxruntime_gpu.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     assert 'blabberseg_ros[gpu]' in OnnxRuntimeCuda().probe().reason
 
 
