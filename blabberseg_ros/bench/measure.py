@@ -96,8 +96,8 @@ def _measure_ours(job: Job) -> Iterator[Row]:
     made = time.time()
     image = moving_frames(1, case.size_px)[0]
     started_at = job.started_at + time.time() - made  # the camera's work, not ours
-    kind = kind_of(job.engine, job.precision)
     bundle = load_bundle(Path(job.bundle))
+    kind = kind_of(job.engine, job.precision, bundle)
     segmenter = Segmenter(backend_class(bundle.manifest.family)(bundle, kind),
                           cache_dir=Path(job.cache))
     segmenter.activate()
@@ -203,7 +203,7 @@ def _measure_batched(job: Job) -> Iterator[Row]:
     from blabberseg_ros.parity.variants import kind_of
 
     bundle = load_bundle(Path(job.bundle))
-    backend = ClipSegBackend(bundle, kind_of(job.engine, job.precision))
+    backend = ClipSegBackend(bundle, kind_of(job.engine, job.precision, bundle))
     answers: dict[str, np.ndarray] = {}
     row = _row_maker('cuda', job.engine, job.precision)
     for case in job.cases:

@@ -98,5 +98,5 @@ def chosen_kinds(arguments: argparse.Namespace, bundle: Bundle) -> list[EngineKi
 
     if arguments.engine:
         variants = [Variant.parse(f'@{text}') for text in arguments.engine]
-        return [kind_of(variant.engine, variant.precision) for variant in variants]
+        return [kind_of(variant.engine, variant.precision, bundle) for variant in variants]
     return list(usable_engines(AUTO, AUTO, bundle))

@@ -23,8 +23,8 @@ from blabberseg_ros.cli.options import (
     fusion_from,
     prompts_from,
 )
-from blabberseg_ros.cli.segment import open_input
-from blabberseg_ros.errors import ImageError, ParameterError
+from blabberseg_ros.cli.pictures import read_inputs
+from blabberseg_ros.errors import ParameterError
 from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.parity.compare import (
     FIXED_THRESHOLD,
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _backend(variant: Variant, default_bundle: str) -> Backend:
     bundle: Bundle = load_bundle(find_bundle(variant.bundle or default_bundle))
     return backend_class(bundle.manifest.family)(
-        bundle, kind_of(variant.engine, variant.precision))
+        bundle, kind_of(variant.engine, variant.precision, bundle))
 
 
 def _describe(backend: Backend) -> str:
@@ -109,14 +109,7 @@ def _describe(backend: Backend) -> str:
 
 
 def _images(path: Path, limit: int | None) -> Iterator[tuple[str, np.ndarray]]:
-    _, frames = open_input(path)
-    for index, frame in enumerate(frames):
-        if limit is not None and index >= limit:
-            return
-        if frame.image is None:
-            raise ImageError(f'{frame.name} is not an image that OpenCV can read; take it out of '
-                             'the folder')
-        yield frame.name, frame.image
+    return ((frame.name, image) for frame, image in read_inputs([path], limit))
 
 
 def _print_comparison(result: Comparison, fixed_threshold: float, precision: str) -> None:

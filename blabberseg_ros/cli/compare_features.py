@@ -9,14 +9,11 @@ from contextlib import ExitStack
 from dataclasses import astuple, fields
 from pathlib import Path
 
-import numpy as np
-
 from blabberseg_ros.atomic import write_text
 from blabberseg_ros.backends.lseg import LSegBackend
 from blabberseg_ros.bundle import find_bundle, load_bundle
-from blabberseg_ros.cli.label import write_png
-from blabberseg_ros.cli.segment import open_input
-from blabberseg_ros.errors import BundleError, ImageError
+from blabberseg_ros.cli.pictures import read_inputs, write_png
+from blabberseg_ros.errors import BundleError
 from blabberseg_ros.models.lseg_config import rounded_size
 from blabberseg_ros.parity.features import FeatureComparison, compare_features
 from blabberseg_ros.parity.variants import Variant, kind_of
@@ -57,7 +54,9 @@ def run(arguments: argparse.Namespace, default_bundle: str) -> int:
           f'{"pixel mean":>10} {"pixel min":>10} {"L2":>10} {"relative":>10}')
     with ExitStack() as stack:
         variants = {text: _active(Variant.parse(text), bundle, stack) for text in texts}
-        for compared in compare_features(variants, _images(arguments), sides):
+        images = [(frame.stem, image)
+                  for frame, image in read_inputs([arguments.input], arguments.limit)]
+        for compared in compare_features(variants, images, sides):
             row = compared.figures
             rows.append(row)
             print(f'{row.first[:24]:24} {row.second[:24]:24} {row.image[:20]:20} '
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace, default_bundle: str) -> int:
                   f'{row.min_cosine:10.7f} {row.l2:10.4g} {row.relative_l2:10.2e}', flush=True)
             if arguments.pictures:
                 pair = f'{_plain(row.first)}-{_plain(row.second)}'
-                write_png(arguments.pictures / f'{Path(row.image).stem}_{row.side_px}_{pair}.png',
+                write_png(arguments.pictures / f'{row.image}_{row.side_px}_{pair}.png',
                           compared.picture)
     if arguments.out:
         _write_table(arguments.out, rows)
@@ -78,22 +77,10 @@ def _active(variant: Variant, default_bundle: str, stack: ExitStack) -> LSegBack
     if bundle.manifest.family != LSegBackend.family:
         raise BundleError(f'{bundle.folder} is of the family {bundle.manifest.family}; features '
                           'are compared of bundles of LSeg')
-    backend = LSegBackend(bundle, kind_of(variant.engine, variant.precision))
+    backend = LSegBackend(bundle, kind_of(variant.engine, variant.precision, bundle))
     backend.activate()
     stack.callback(backend.deactivate)
     return backend
-
-
-def _images(arguments: argparse.Namespace) -> list[tuple[str, np.ndarray]]:
-    images: list[tuple[str, np.ndarray]] = []
-    for frame in open_input(arguments.input)[1]:
-        if arguments.limit is not None and len(images) >= arguments.limit:
-            break
-        if frame.image is None:
-            raise ImageError(f'{frame.name} is not an image that OpenCV can read; take it out of '
-                             'the folder')
-        images.append((frame.name, frame.image))
-    return images
 
 
 def _plain(variant: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from blabberseg_ros.atomic import write_atomically
-from blabberseg_ros.cli.lseg_options import add_lseg_options, images_of, input_size, open_lseg
+from blabberseg_ros.cli.lseg_options import add_lseg_options, input_size, open_lseg
+from blabberseg_ros.cli.pictures import read_inputs
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -33,9 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     segmenter, backend = open_lseg(arguments)
     try:
         count, size = 0, input_size(arguments, backend)
-        for name, image in tqdm(images_of(arguments), unit='image', desc=segmenter.engine_name):
+        for frame, image in tqdm(read_inputs(arguments.input), unit='image',
+                                 desc=segmenter.engine_name):
             features = backend.features(backend.encode_image_at(image, *size))
-            _save(arguments.out / f'{Path(name).stem}.npy', features.astype(arguments.dtype))
+            _save(arguments.out / f'{frame.stem}.npy', features.astype(arguments.dtype))
             count += 1
     finally:
         segmenter.deactivate()

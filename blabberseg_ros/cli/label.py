@@ -5,14 +5,13 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from blabberseg_ros.atomic import write_bytes
 from blabberseg_ros.backends.lseg import LSegBackend
 from blabberseg_ros.bundle import user_cache_folder
-from blabberseg_ros.cli.lseg_options import add_lseg_options, images_of, input_size, open_lseg
-from blabberseg_ros.errors import ImageError, PromptError
+from blabberseg_ros.cli.lseg_options import add_lseg_options, input_size, open_lseg
+from blabberseg_ros.cli.pictures import read_inputs, write_png
+from blabberseg_ros.errors import PromptError
 from blabberseg_ros.label_picture import shares, side_by_side
 
 _LABELS = 'dog, grass, other'
@@ -48,15 +47,15 @@ def run(arguments: argparse.Namespace) -> int:
         size = input_size(arguments, backend)
         names, labeller = (_by_words(backend, size) if arguments.word_free
                            else _by_labels(backend, size, labels_of(arguments.labels)))
-        for name, image in images_of(arguments):
+        for frame, image in read_inputs(arguments.input):
             labels = labeller(image)
             found = shares(labels)
-            print(f'{name}: ' + ', '.join(
+            print(f'{frame.name}: ' + ', '.join(
                 f'{names[index]} {share:.1%}' for index, share in found[:arguments.most])
                 + (f' and {len(found) - arguments.most} more'
                    if len(found) > arguments.most else ''))
-            write_png(arguments.out / f'{Path(name).stem}_labels.png',
-                       side_by_side(image, labels, names, arguments.most))
+            write_png(arguments.out / f'{frame.stem}_labels.png',
+                      side_by_side(image, labels, names, arguments.most))
     finally:
         segmenter.deactivate()
     print(arguments.out)
@@ -100,15 +99,3 @@ def _by_words(backend: LSegBackend, size: tuple[int, int]) -> tuple[Sequence[str
         return best_words(features, vectors)[0]
 
     return words, label
-
-
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, uint8 [H, W, 3], RGB.
-
-    Raises:
-        ImageError: OpenCV cannot encode it.
-    """
-    ok, data = cv2.imencode('.png', picture[..., ::-1])
-    if not ok:
-        raise ImageError(f'OpenCV cannot encode {path}')
-    write_bytes(path, data.tobytes())

@@ -2,14 +2,10 @@
 """What the sub-commands around LSeg's features share."""
 
 import argparse
-from collections.abc import Iterator
-
-import numpy as np
 
 from blabberseg_ros.backends.lseg import LSegBackend
 from blabberseg_ros.cli.options import add_model_options
-from blabberseg_ros.cli.segment import open_input
-from blabberseg_ros.errors import BundleError, ImageError, ParameterError
+from blabberseg_ros.errors import BundleError, ParameterError
 from blabberseg_ros.segmenter import Segmenter
 
 _BUNDLE = 'lseg_demo'
@@ -48,20 +44,6 @@ def input_size(arguments: argparse.Namespace, backend: LSegBackend) -> tuple[int
     """Return (height, width) of what images are stretched to."""
     side = backend.map_size_px
     return arguments.size or (side, side)
-
-
-def images_of(arguments: argparse.Namespace) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield name and image, uint8 [H, W, 3], of everything that is to be read.
-
-    Raises:
-        ImageError: something cannot be read.
-    """
-    for path in arguments.input:
-        for frame in open_input(path)[1]:
-            if frame.image is None:
-                raise ImageError(f'{frame.name} is not an image that OpenCV can read; leave it '
-                                 'out')
-            yield frame.name, frame.image
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -69,6 +69,11 @@ def add_fusion_options(parser: argparse.ArgumentParser) -> None:
                        help='mask when nothing is safe enough: black, or as DOVESEI almost white')
 
 
+def gives_prompts(arguments: argparse.Namespace) -> bool:
+    """Return whether the options name any prompt."""
+    return bool(arguments.prompts or arguments.positive or arguments.negative)
+
+
 def prompts_from(arguments: argparse.Namespace) -> PromptSet:
     """Return the prompt set that the options ask for.
 

@@ -4,40 +4,50 @@
 import argparse
 import csv
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from blabberseg_ros.atomic import write_atomically, write_bytes, write_text
+from blabberseg_ros.atomic import write_atomically, write_text
+from blabberseg_ros.backends.base import LabelMap
 from blabberseg_ros.cli.options import (
     add_class_options,
     add_fusion_options,
     add_model_options,
     add_prompt_options,
     fusion_from,
+    gives_prompts,
     prompts_from,
 )
+from blabberseg_ros.cli.pictures import Frame, is_video, open_inputs, write_png
 from blabberseg_ros.cli.timings import print_timings
-from blabberseg_ros.errors import BlabbersegError, ImageError
-from blabberseg_ros.heatmap import Heatmap
+from blabberseg_ros.errors import BlabbersegError, ImageError, PromptError
+from blabberseg_ros.heatmap import FusionOptions, Heatmap
 from blabberseg_ros.label_picture import side_by_side
+from blabberseg_ros.prompts import PromptSet
 from blabberseg_ros.segmenter import Segmenter
 from blabberseg_ros.viz import overlay
 
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
-VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
 _COLUMNS = ('frame', 'success', 'threshold', 'safe_fraction', 'total_ms', 'message')
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One picture of the input: its name, and uint8 [H, W, 3] RGB or None if unreadable."""
+class _Answer:
+    """What was found out about a frame.
 
-    name: str
-    image: np.ndarray | None
+    Attributes:
+        row: of the table.
+        mask: uint8 [H, W]; None if the frame is unreadable, or prompts say nothing to the model.
+        labels: of a model that has its own.
+        failed: whether the frame could not be read or segmented.
+    """
+
+    row: dict[str, object]
+    mask: np.ndarray | None
+    labels: LabelMap | None = None
+    failed: bool = False
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -46,8 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         'segment',
         description='Writes NAME_mask.png (255 safe, 0 not), NAME_overlay.png and heatmaps.csv; '
                     'for a video the overlay is a video as well. Models with labels of their own '
-                    'add NAME_labels.png, coloured, with a legend. Exit code 1 if a frame could '
-                    'not be read or segmented; the latter gets a black mask.')
+                    'add NAME_labels.png, coloured, with a legend, and write that alone if no '
+                    'prompt is given and the default ones say nothing to them. Exit code 1 if a '
+                    'frame could not be read or segmented; the latter gets a black mask.')
     parser.add_argument('input', type=Path, metavar='IMAGE|VIDEO|FOLDER')
     parser.add_argument('--out', type=Path, default=Path('heatmaps'), metavar='FOLDER',
                         help='where to write (default: %(default)s)')
@@ -67,71 +78,79 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     prompts, fusion = prompts_from(arguments), fusion_from(arguments)
-    count, frames = open_input(arguments.input)
-    rows: list[dict[str, object]] = []
+    count, frames = open_inputs([arguments.input])
+    answers: list[_Answer] = []
+    first: Frame | None = None
     with Segmenter.open(arguments.bundle, backend=arguments.backend, engine=arguments.engine,
                         device=arguments.device, classes_files=arguments.classes_file,
                         decode_budget_ms=arguments.decode_budget) as segmenter:
-        report = segmenter.encode(prompts)
-        if report.explanation:
-            print(f'Note: {report.explanation}')
+        refusal = _encode(segmenter, prompts, gives_prompts(arguments))
         video = _VideoOutput(arguments.input, arguments.out)
         for frame in tqdm(frames, total=count, unit='frame', desc=segmenter.engine_name):
-            try:
-                if frame.image is None:
-                    raise ImageError('the file is not an image that OpenCV can read')
-                heatmap = segmenter.segment(frame.image, prompts, fusion)
-                _write(arguments.out, frame.name, frame.image, heatmap.mask, video)
-                _write_labels(arguments.out, frame, segmenter)
-                rows.append(_row(frame.name, heatmap))
-            except BlabbersegError as error:
-                rows.append({'frame': frame.name, 'success': False, 'message': str(error)})
-                if frame.image is not None:
-                    unsafe = np.zeros(frame.image.shape[:2], np.uint8)
-                    _write(arguments.out, frame.name, frame.image, unsafe, video)
+            answer = _answer(segmenter, frame, None if refusal else prompts, fusion)
+            if refusal and answer.labels is None and not answer.failed:
+                raise refusal
+            answers.append(answer)
+            _write(arguments.out, frame, answer, video)
+            first = first or (None if frame.image is None else frame)
         video.close()
+        _write_table(arguments.out / 'heatmaps.csv', [answer.row for answer in answers])
         if arguments.timings:
-            print_timings(segmenter, arguments.input)
-    _write_table(arguments.out / 'heatmaps.csv', rows)
-    failed = [row for row in rows if 'threshold' not in row]
+            print_timings(segmenter, first)
+    failed = [answer.row for answer in answers if answer.failed]
     for row in failed[:10]:
         print(f'{row["frame"]}: {row["message"]}')
-    safe = sum(bool(row['success']) for row in rows)
-    print(f'{len(rows)} frames, {safe} with enough safe ground, {len(failed)} failed: '
-          f'{arguments.out}')
-    return 1 if failed or not rows else 0
+    safe = sum(bool(answer.row.get('success')) for answer in answers)
+    found = 'labels alone' if refusal else f'{safe} with enough safe ground'
+    print(f'{len(answers)} frames, {found}, {len(failed)} failed: {arguments.out}')
+    return 1 if failed or not answers else 0
 
 
-def open_input(path: Path) -> tuple[int | None, Iterator[Frame]]:
-    """Return the number of frames, if it is known, and the frames.
+def _encode(segmenter: Segmenter, prompts: PromptSet, given: bool) -> PromptError | None:
+    """Encode the prompts and say how they are read.
+
+    Returns:
+        None, or why there will be no mask: the prompts that stand in where the user gave none say
+        nothing to the model.
 
     Raises:
-        ImageError: there is nothing to segment at this path.
+        PromptError: a prompt of the user cannot be used.
     """
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise ImageError(f'{path} holds no images ({", ".join(IMAGE_SUFFIXES)})')
-        return len(files), (Frame(file.name, _read_image(file)) for file in files)
-    if not path.is_file():
-        raise ImageError(f'{path} does not exist; give an image, a video or a folder of images')
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        capture = cv2.VideoCapture(str(path))
-        if not capture.isOpened():
-            raise ImageError(f'{path} cannot be opened as a video; is the file complete?')
-        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        return (count if count > 0 else None), _video_frames(path, capture)
-    image = _read_image(path)
-    if image is None:
-        raise ImageError(f'{path} is not an image that OpenCV can read')
-    return 1, iter([Frame(path.name, image)])
+    try:
+        report = segmenter.encode(prompts)
+    except PromptError as error:
+        if given:
+            raise
+        print(f'Note: no masks, for lack of prompts. Of the default ones, {error}')
+        return error
+    if report.explanation:
+        print(f'Note: {report.explanation}')
+    return None
+
+
+def _answer(segmenter: Segmenter, frame: Frame, prompts: PromptSet | None,
+            fusion: FusionOptions) -> _Answer:
+    """Segment a frame; one that fails is unsafe."""
+    try:
+        if frame.image is None:
+            raise ImageError('the file is not an image that OpenCV can read')
+        if prompts is None:
+            return _Answer({'frame': frame.name, 'message': 'labels alone'}, None,
+                           segmenter.label_map(frame.image))
+        heatmap = segmenter.segment(frame.image, prompts, fusion)
+        return _Answer(_row(frame.name, heatmap), heatmap.mask, segmenter.label_map(frame.image))
+    except BlabbersegError as error:
+        unsafe = (None if frame.image is None or prompts is None
+                  else np.zeros(frame.image.shape[:2], np.uint8))
+        return _Answer({'frame': frame.name, 'success': False, 'message': str(error)}, unsafe,
+                       failed=True)
 
 
 class _VideoOutput:
     """The overlay video of a video input; it takes its size from the first frame."""
 
     def __init__(self, source: Path, out: Path) -> None:
-        self._wanted = source.suffix.lower() in VIDEO_SUFFIXES and source.is_file()
+        self._wanted = is_video(source)
         self._path = out / f'{source.stem}_overlay.mp4'
         self._partial = self._path.with_name(f'.{self._path.stem}.tmp.mp4')
         self._rate = _frame_rate(source) if self._wanted else 0.0
@@ -141,12 +160,20 @@ class _VideoOutput:
         return self._wanted
 
     def add(self, picture: np.ndarray) -> None:
-        """Append a frame: uint8 [H, W, 3], RGB."""
+        """Append a frame: uint8 [H, W, 3], RGB.
+
+        Raises:
+            ImageError: OpenCV cannot write videos here; without the check it would write nothing.
+        """
         if self._writer is None:
             self._partial.parent.mkdir(parents=True, exist_ok=True)
             size = (picture.shape[1], picture.shape[0])
             self._writer = cv2.VideoWriter(
                 str(self._partial), cv2.VideoWriter.fourcc(*'mp4v'), self._rate, size)
+            if not self._writer.isOpened():
+                raise ImageError(f'OpenCV cannot write the video {self._path}: the folder takes '
+                                 'no files, or this build has no MPEG-4 encoder. Give a folder '
+                                 'of images instead of a video')
         self._writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
@@ -161,45 +188,18 @@ def _frame_rate(path: Path) -> float:
     return rate if rate > 0 else 25.0
 
 
-def _read_image(path: Path) -> np.ndarray | None:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def _video_frames(path: Path, capture: cv2.VideoCapture) -> Iterator[Frame]:
-    index = 0
-    while True:
-        ok, image = capture.read()
-        if not ok:
-            return
-        yield Frame(f'{path.stem}_{index:06d}', cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        index += 1
-
-
-def _write(out: Path, name: str, image: np.ndarray, mask: np.ndarray,
-           video: _VideoOutput) -> None:
-    stem = Path(name).stem
-    picture = overlay(image, mask)
-    _write_png(out / f'{stem}_mask.png', mask)
-    if video:
-        video.add(picture)
-    else:
-        _write_png(out / f'{stem}_overlay.png', picture[..., ::-1])
-
-
-def _write_labels(out: Path, frame: Frame, segmenter: Segmenter) -> None:
-    """Write the coloured overlay with its legend, if the model has labels."""
-    found = segmenter.label_map(frame.image) if frame.image is not None else None
-    if frame.image is not None and found is not None:
-        picture = side_by_side(frame.image, found.labels, found.names, fixed=True)
-        _write_png(out / f'{Path(frame.name).stem}_labels.png', picture[..., ::-1])
-
-
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    ok, data = cv2.imencode('.png', picture)
-    if not ok:
-        raise ImageError(f'OpenCV cannot encode {path}')
-    write_bytes(path, data.tobytes())
+def _write(out: Path, frame: Frame, answer: _Answer, video: _VideoOutput) -> None:
+    """Write mask and overlay, and of a model with labels the picture with its legend."""
+    if frame.image is not None and answer.mask is not None:
+        write_png(out / f'{frame.stem}_mask.png', answer.mask)
+        picture = overlay(frame.image, answer.mask)
+        if video:
+            video.add(picture)
+        else:
+            write_png(out / f'{frame.stem}_overlay.png', picture)
+    if frame.image is not None and answer.labels is not None:
+        write_png(out / f'{frame.stem}_labels.png', side_by_side(
+            frame.image, answer.labels.labels, answer.labels.names, fixed=True))
 
 
 def _row(name: str, heatmap: Heatmap) -> dict[str, object]:

@@ -2,8 +2,8 @@
 """`blabberseg segment --timings`: the four figures of segformer_jetson_nano.
 
     deserialise   the model from the disk to the device
-    preprocess    the image from the file to memory; resizing and normalising are part of the
-                  network's graph here, and of `inference`
+    preprocess    the image from the file to memory, not measured of a video; resizing and
+                  normalising are part of the network's graph here, and of `inference`
     inference     from the bytes of the image to the label logits
     postprocess   from the logits to a coloured overlay with its legend
 
@@ -13,12 +13,12 @@ the small map and resizes the colours, and the one that gives our labels, which 
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from blabberseg_ros.backends.segformer import SegformerBackend, resized_labels
+from blabberseg_ros.cli.pictures import Frame
 from blabberseg_ros.errors import ImageError, ParameterError
 from blabberseg_ros.label_picture import voc_colours
 from blabberseg_ros.segmenter import Segmenter
@@ -26,47 +26,48 @@ from blabberseg_ros.segmenter import Segmenter
 REPEATS = 10
 
 
-def print_timings(segmenter: Segmenter, path: Path) -> None:
-    """Measure an active model on one image and print the medians.
+def print_timings(segmenter: Segmenter, frame: Frame | None) -> None:
+    """Measure an active model on one frame and print the medians.
 
     Raises:
-        ImageError: the path is not an image.
-        ParameterError: the model is no Segformer.
+        ImageError: there is no frame that could be read.
+        ParameterError: the model has no labels of its own.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-    if image is None:
-        raise ImageError(f'--timings needs one image, and {path} is none')
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    backend, size = segmenter.backend, (image.shape[0], image.shape[1])
-    code = backend.encode_image(image)
+    if frame is None or frame.image is None:
+        raise ImageError('--timings needs a frame that can be read, and there is none')
+    image, backend = frame.image, segmenter.backend
     if not isinstance(backend, SegformerBackend):
-        raise ParameterError('--timings is for Segformer, whose image code holds the scores of '
-                             f'all labels, and {segmenter.bundle.manifest.name} is none')
-    logits = backend.to_host(code)
-
-    names = backend.config.labels
+        raise ParameterError(f'--timings is for Segformer, whose image code is the scores of its '
+                             f'labels, and {segmenter.bundle.manifest.name} is of the family '
+                             f'{backend.family}')
+    size = (image.shape[0], image.shape[1])
+    code = backend.encode_image(image)
+    logits, names = backend.to_host(code), backend.config.labels
 
     def ours() -> object:
         return overlay_with_legend(image, backend.label_map(code, size).labels, names)
 
     segmenter.deactivate()
-    deserialise_ms = _median_ms(segmenter.backend.activate, 1)
+    deserialise_ms = _median_ms(backend.activate, 1)
     code = backend.encode_image(image)
     backend.label_map(code, size)
+    path = frame.path
     figures = (
         ('deserialise', deserialise_ms),
-        ('preprocess', _median_ms(lambda: cv2.imread(str(path), cv2.IMREAD_COLOR))),
+        *([('preprocess (reading the file)', _median_ms(
+            lambda: cv2.imread(str(path), cv2.IMREAD_COLOR)))] if path else []),
         # The copy to the host waits for the device; it is part of the figure.
-        ('inference', _median_ms(lambda: backend.to_host(backend.encode_image(image)))),
+        ('inference (resizing, normalising, network)',
+         _median_ms(lambda: backend.to_host(backend.encode_image(image)))),
         ('postprocess', _median_ms(ours)),
         ('  label map alone', _median_ms(lambda: backend.label_map(code, size))),
         ('CPU, logits resized', _median_ms(
             lambda: overlay_with_legend(image, resized_labels(logits, size), names))),
         ('CPU, colours resized', _median_ms(lambda: resized_colours(image, logits, names))))
-    print(f'\n{segmenter.engine_name} {segmenter.precision}, {path.name}, {size[1]}x{size[0]}, '
+    print(f'\n{segmenter.engine_name} {segmenter.precision}, {frame.name}, {size[1]}x{size[0]}, '
           f'median of {REPEATS}')
     for name, value in figures:
-        print(f'  {name:24} {value:9.2f} ms')
+        print(f'  {name:42} {value:9.2f} ms')
 
 
 def overlay_with_legend(image: np.ndarray, labels: np.ndarray,

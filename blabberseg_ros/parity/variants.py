@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import EngineKind
 from blabberseg_ros.engines.choose import AUTO, engine_kinds, usable_engines
 from blabberseg_ros.errors import EngineError, ParameterError
@@ -38,21 +39,25 @@ class Variant:
         return cls(bundle, engine or AUTO, precision)
 
 
-def kind_of(engine: str, precision: str = '') -> EngineKind:
+def kind_of(engine: str, precision: str = '', bundle: Bundle | None = None) -> EngineKind:
     """Return a kind of engine that can be used here, in a precision.
 
     Args:
         engine: name; `torch-cpu`, the reference, is one as well.
         precision: empty for the engine's own.
+        bundle: that it shall run, if that is known.
 
     Raises:
-        EngineError: it cannot be used here, or is unknown.
+        EngineError: it cannot be used here or cannot run the bundle, or is unknown.
         ParameterError: it has no such precision.
     """
     if engine == AUTO:
-        return usable_engines()[0]
+        return usable_engines(bundle=bundle)[0]
     kind = _made(engine, precision)
     availability = kind.probe()
+    if availability.ok and bundle is not None:
+        # Or `onnxruntime-cpu-int8` would run fp32 under its name.
+        availability = kind.takes(bundle)
     if not availability.ok:
         raise EngineError(f'{engine} cannot be used here: {availability.reason}')
     return kind

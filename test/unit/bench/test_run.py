@@ -81,10 +81,15 @@ def test_the_command_refuses_nonsense(capsys):
     assert '--batch is 0' in capsys.readouterr().err
 
 
-def test_the_command_says_when_nothing_could_be_measured(random_bundle, tmp_path, capsys):
-    assert main(['bench', '--bundle', str(random_bundle), '--engine', 'abacus', '--quick',
+@pytest.mark.parametrize(('engine', 'reason'), [
+    ('abacus', 'there is no engine'), ('onnxruntime-cpu-int8', 'has no int8 graph')])
+def test_the_command_says_when_nothing_could_be_measured(random_bundle, tmp_path, capsys, engine,
+                                                         reason):
+    assert main(['bench', '--bundle', str(random_bundle), '--engine', engine, '--quick',
                  '--no-baselines', '--out', str(tmp_path)]) == 1
-    assert 'left out' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'left out' in printed
+    assert reason in printed
     assert not list(tmp_path.iterdir())
 
 

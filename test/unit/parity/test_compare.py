@@ -112,6 +112,13 @@ def test_layers_on_the_command_line(random_bundle, folder, capsys):
     assert 'none over' in text
 
 
+def test_an_engine_that_cannot_run_the_bundle_is_refused(random_bundle, folder, capsys):
+    """Without the check fp32 would run under the name of int8."""
+    assert main(['compare', '@onnxruntime-cpu', '@onnxruntime-cpu-int8', str(folder), '--bundle',
+                 str(random_bundle)]) == 2
+    assert 'has no int8 graph' in capsys.readouterr().err
+
+
 def test_variants():
     assert Variant.parse('here/it/is@torch-cuda:bf16') == Variant(
         'here/it/is', 'torch-cuda', 'bf16')
