@@ -4,6 +4,7 @@
 What a network computes decides its answers, not its speed, so nothing has to be downloaded.
 """
 
+import copy
 import importlib.util
 import shutil
 from pathlib import Path
@@ -67,8 +68,13 @@ def write_model(model: 'nn.Module', folder: Path, *, graphs: bool,
         return True
     from safetensors.torch import save_file
 
+    from blabberseg_ros.models.folding import fold_batch_norms
+
+    # A bundle holds the folded form, which readers expect.
+    folded = copy.deepcopy(model)
+    fold_batch_norms(folded)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.contiguous() for name, weight in model.state_dict().items()},
+    save_file({name: weight.contiguous() for name, weight in folded.state_dict().items()},
               folder / WEIGHTS)
     if tokenizer_json is not None:
         shutil.copy(tokenizer_json, folder / TOKENIZER)
