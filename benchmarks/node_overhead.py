@@ -28,7 +28,7 @@ from rclpy.executors import SingleThreadedExecutor
 from ros2_open_voc_landing_heatmap_srv.srv import GetLandingHeatmap
 from std_msgs.msg import Header
 
-from blabberseg_ros.bench.machine import commit, device_name, versions
+from blabberseg_ros.bench.machine import commit, device_name, memory_mb, versions
 from blabberseg_ros.bench.records import Row, Run, Times, make_row, write_rows
 from blabberseg_ros.demo.processes import NodeProcess, end
 from blabberseg_ros.nodes import heatmap_node
@@ -103,19 +103,6 @@ def live_node(bundle: str, folder: Path) -> Iterator[NodeProcess]:
         end([process])
 
 
-def memory_mb(pid: int, name: str) -> float:
-    """Return one figure of a process's memory, in MiB.
-
-    Args:
-        pid: of the process.
-        name: as /proc/PID/status calls it: VmRSS, VmHWM, RssShmem, ...
-    """
-    for line in Path(f'/proc/{pid}/status').read_text(encoding='utf-8').splitlines():
-        if line.startswith(f'{name}:'):
-            return round(int(line.split()[1]) / 1024, 1)
-    return float('nan')
-
-
 def frames(width_px: int, height_px: int) -> list[np.ndarray]:
     """Return frames that differ, of noise smooth enough to be an image: uint8 [H, W, 3]."""
     random = np.random.default_rng(0)
@@ -138,11 +125,11 @@ def measure(bundle: str, size_px: tuple[int, int], count: int, warm_up: int) -> 
                     raise SystemExit(f'request {number} failed:\n{process.last_lines()}')
                 trips_ms.append(took_ms)
             resident_mb, highest_mb, shared_mb = (
-                memory_mb(process.pid, name) for name in ('VmRSS', 'VmHWM', 'RssShmem'))
+                memory_mb(name, process.pid) for name in ('VmRSS', 'VmHWM', 'RssShmem'))
         own_ms = json.loads((folder / 'timings.json').read_text(encoding='utf-8'))
     trip, own = np.array(trips_ms[-count:]), np.array(own_ms[-count:])
-    print(f'node: {resident_mb:.0f} MiB resident, of them {shared_mb:.0f} MiB shared with others; '
-          f'{highest_mb:.0f} MiB at most')
+    print(f'node: {resident_mb:.0f} MB resident, of them {shared_mb:.0f} MB shared with others; '
+          f'{highest_mb:.0f} MB at most')
     rows = []
     for detail, times_ms in (('round trip', trip), ('segmenter', own), ('overhead', trip - own)):
         times = Times.of(times_ms.tolist())

@@ -9,6 +9,7 @@ from blabberseg_ros.prompts import PromptSet, default_prompts
 
 OURS, DOVESEI, ORIGINAL, BATCHED = 'ours', 'dovesei', 'blabberseg-original', 'batched'
 SIZES_PX = ((640, 480), (352, 352))
+# Not one: a set holds both kinds, and the softmax over one prompt is 1 whatever the network says.
 PROMPT_COUNTS = (2, 3, 13, 64)
 MAIN_PROMPTS, MAIN_SIZE_PX = 13, SIZES_PX[0]
 _WORDS = ('grass', 'gravel', 'sand', 'meadow', 'lawn', 'soil', 'roof', 'wall', 'fence', 'tree',
@@ -37,7 +38,7 @@ class Job:
         seconds: that one scenario may take.
         repeats: most repetitions of one scenario.
         folder: where answers are left to be compared.
-        cache: folder of the prompt cache.
+        cache: folder of the prompt cache and of what torch compiles; empty for baselines.
         started_at: wall clock when the process was started, in seconds.
         start_only: measure no more than the start.
         batch: frames at once, for BATCHED.

@@ -40,6 +40,19 @@ def versions() -> str:
     return '; '.join(found)
 
 
+def memory_mb(name: str, process: int | str = 'self') -> float:
+    """Return one figure of a process's memory in MB (1e6 bytes).
+
+    Args:
+        name: as /proc/PID/status calls it: VmRSS, VmHWM, RssShmem, ...
+        process: its id; this one by default.
+    """
+    for line in Path(f'/proc/{process}/status').read_text(encoding='utf-8').splitlines():
+        if line.startswith(f'{name}:'):
+            return round(int(line.split()[1]) * 1024 / 1e6, 1)
+    return float('nan')
+
+
 def commit() -> str:
     """Return the commit of the source, with `-dirty` if it was changed since; or `unknown`."""
     try:

@@ -7,7 +7,6 @@ engines can be compared.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from blabberseg_ros.bench.jobs import (
     prompt_sets,
     unseen_prompts,
 )
-from blabberseg_ros.bench.machine import device_name
+from blabberseg_ros.bench.machine import device_name, memory_mb
 from blabberseg_ros.bench.records import Row, Times, make_row
 from blabberseg_ros.errors import BlabbersegError
 from blabberseg_ros.heatmap import FusionOptions
@@ -234,7 +233,7 @@ def _row_maker(device: str, engine: str, precision: str) -> Callable[..., Row]:
     def row(scenario: str, times_ms: Sequence[float], case: Case, detail: str = '') -> Row:
         made = make_row(name, engine, precision, scenario, Times.of(times_ms),
                         prompts=case.prompts, size_px=case.size_px, detail=detail)
-        return replace(made, resident_mb=_resident_mb(), device_mb=_device_mb())
+        return replace(made, resident_mb=memory_mb('VmRSS'), device_mb=_device_mb())
     return row
 
 
@@ -245,11 +244,6 @@ def _waiter(device: str) -> Callable[[], object]:
 
         return torch.cuda.synchronize
     return lambda: None
-
-
-def _resident_mb() -> float:
-    pages = int(Path('/proc/self/statm').read_text(encoding='ascii').split()[1])
-    return round(pages * os.sysconf('SC_PAGE_SIZE') / 1e6, 1)
 
 
 def _device_mb() -> float | None:

@@ -55,8 +55,8 @@ class Row:
         ratio_to_dovesei: how many times faster than DOVESEI in fp32 in the same run; None where
             that was not measured for these prompts and this input.
         max_dp, mean_dp: absolute difference of the probabilities from DOVESEI's, same frames.
-        resident_mb: memory of the process after the measurement.
-        device_mb: memory that torch holds on the GPU; None elsewhere.
+        resident_mb: memory of the process after the measurement, in 1e6 bytes.
+        device_mb: memory that torch holds on the GPU, in 1e6 bytes; None elsewhere.
     """
 
     device: str

@@ -142,7 +142,7 @@ def _run(job: Job) -> tuple[list[Row], str]:
         child = subprocess.run(
             [sys.executable, '-m', 'blabberseg_ros.bench.measure', job.to_json()],
             stdout=subprocess.PIPE, stderr=errors, text=True, check=False,
-            env={**os.environ, 'PYTHONPATH': path})
+            env={**os.environ, 'PYTHONPATH': path, **_compile_caches(job)})
         errors.seek(0)
         tail = errors.read()[-_TAIL_CHARACTERS:].strip()
     rows = [Row(**json.loads(line)) for line in child.stdout.splitlines()
@@ -151,6 +151,14 @@ def _run(job: Job) -> tuple[list[Row], str]:
         return rows, ''
     reason = f'killed by signal {-child.returncode}' if child.returncode < 0 else tail
     return rows, reason or f'exit code {child.returncode}'
+
+
+def _compile_caches(job: Job) -> dict[str, str]:
+    """Return where torch keeps what it compiles: a cold start finds nothing of earlier runs."""
+    if not job.cache:
+        return {}
+    return {'TORCHINDUCTOR_CACHE_DIR': str(Path(job.cache) / 'inductor'),
+            'TRITON_CACHE_DIR': str(Path(job.cache) / 'triton')}
 
 
 def _with_differences(rows: Iterable[Row], folder: Path) -> list[Row]:

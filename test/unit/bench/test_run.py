@@ -3,6 +3,9 @@
 
 import csv
 import dataclasses
+import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +20,7 @@ from blabberseg_ros.bench.jobs import (
     prompt_sets,
     unseen_prompts,
 )
+from blabberseg_ros.bench.machine import memory_mb
 from blabberseg_ros.bench.run import Plan, jobs_for, run_jobs
 from blabberseg_ros.cli.main import main
 from blabberseg_ros.engines.cuda_probe import CudaProbe
@@ -74,6 +78,28 @@ def test_a_small_run(random_bundle, tmp_path):
     start = found['onnxruntime-cpu', records.START, 'first answer, cold cache']
     assert start.p50_ms > found['onnxruntime-cpu', records.START, 'loaded, cold cache'].p50_ms
     assert found['onnxruntime-cpu', records.SAME_FRAME, ''].n == 2
+
+
+def test_a_cold_start_finds_nothing_compiled(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr('blabberseg_ros.bench.run.subprocess.run', lambda *_, env, **__: (
+        seen.append(env) or SimpleNamespace(stdout='', returncode=0)))
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', 'of the user')
+    jobs = jobs_for(Plan(True, (Variant(engine='torch-cuda'), Variant(engine='torch-cpu'))),
+                    'bundle', str(tmp_path))
+    run_jobs(jobs, lambda _: None)
+    for name in ('TORCHINDUCTOR_CACHE_DIR', 'TRITON_CACHE_DIR'):
+        caches = [env.get(name) for job, env in zip(jobs, seen, strict=True)
+                  if job.contestant == OURS]
+        assert len(set(caches)) == 2, 'one an engine, which its warm start shares'
+        assert all(str(tmp_path) in cache for cache in caches)
+    assert seen[0]['TORCHINDUCTOR_CACHE_DIR'] == 'of the user', 'a baseline'
+
+
+def test_memory_is_in_millions_of_bytes():
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+    assert memory_mb('VmRSS') == pytest.approx(pages * os.sysconf('SC_PAGE_SIZE') / 1e6, rel=0.02)
+    assert memory_mb('VmHWM', os.getpid()) >= memory_mb('VmRSS')
 
 
 def test_the_command_refuses_nonsense(capsys):
