@@ -10,14 +10,16 @@ from pathlib import Path
 
 from blabberseg_ros.bench import machine, records
 from blabberseg_ros.bundle import find_bundle, load_bundle
-from blabberseg_ros.cli import bench_lseg, bench_segformer
-from blabberseg_ros.errors import ParameterError
+from blabberseg_ros.cli import bench_lseg, bench_rate, bench_segformer
+from blabberseg_ros.cli.options import add_prompt_options, gives_prompts
+from blabberseg_ros.errors import BundleError, ParameterError
 
 _RESULTS = Path('benchmarks/results')
 _BATCH = 64
-# Families with a table of their own.
-_TABLES: dict[str, Callable[[argparse.Namespace], int] | None] = {
-    'clipseg': None, 'lseg': bench_lseg.run, 'segformer': bench_segformer.run}
+_FAMILY = 'clipseg'
+# Other families with a table of their own.
+_TABLES: dict[str, Callable[[argparse.Namespace], int]] = {
+    'lseg': bench_lseg.run, 'segformer': bench_segformer.run}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -28,7 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
                     "and BlabberSeg's own ways, on the same weights: from the image on the host "
                     'to the mask on the host. Exit code 1 if nothing was measured.')
     parser.add_argument('--bundle', help='model to measure (default: a full-size rd64-refined '
-                                         'with random weights, made for the run)')
+                                         'with random weights, made for the run); of one of '
+                                         'another family frames a second are printed')
     parser.add_argument('--engine', action='append', metavar='NAME[:PRECISION]',
                         help='engine to measure; may be given several times (default: all)')
     parser.add_argument('--quick', action='store_true',
@@ -42,18 +45,29 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument('--out', type=Path, default=_RESULTS, metavar='FOLDER|FILE.csv',
                         help='where to write (default: %(default)s)')
     parser.add_argument('--commit', help='commit to record, where there is no git')
-    parser.add_argument('--backend', choices=tuple(_TABLES), default='clipseg',
-                        help='family to measure; lseg prints image size by stage by engine, '
-                             'segformer B4 at 512 pixels (default: %(default)s)')
+    parser.add_argument('--backend', choices=(_FAMILY, *_TABLES),
+                        help='family whose table to measure; lseg prints image size by stage by '
+                             'engine, segformer B4 at 512 pixels (default: that of the bundle, '
+                             'clipseg without one)')
     bench_lseg.add_options(parser)
+    add_prompt_options(parser, 'of a bundle that is not of CLIPSeg: those that it knows best, '
+                               'unless given')
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, write the CSV and the plot, print a table."""
-    table = _TABLES[arguments.backend]
-    if table is not None:
-        return table(arguments)
+    named = load_bundle(find_bundle(arguments.bundle)) if arguments.bundle else None
+    if arguments.backend is None and named and named.manifest.family != _FAMILY:
+        return bench_rate.run(arguments, named)
+    if gives_prompts(arguments):
+        raise ParameterError('the tables have prompts of their own, so that they can be compared; '
+                             'leave --prompts, --positive and --negative out')
+    if arguments.backend in _TABLES:
+        return _TABLES[arguments.backend](arguments)
+    if named and named.manifest.family != _FAMILY:
+        raise BundleError(f'{named.folder} is of the family {named.manifest.family}; leave '
+                          '--backend out to have its frames a second')
     from blabberseg_ros.bench.model import make_model
     from blabberseg_ros.bench.plot import write_plot
     from blabberseg_ros.bench.run import Plan, jobs_for, needs_graphs, run_jobs
@@ -68,8 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
                 not arguments.no_baselines, arguments.baseline_repeats, arguments.batch)
     now = datetime.now(timezone.utc)
     with tempfile.TemporaryDirectory(prefix='blabberseg-bench-') as folder:
-        if arguments.bundle:
-            bundle = find_bundle(arguments.bundle)
+        if named:
+            bundle = named.folder
         else:
             bundle = Path(folder) / 'model'
             print('Making a full-size model with random weights', flush=True)

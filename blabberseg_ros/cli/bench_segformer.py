@@ -26,7 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     if arguments.bundle:
         raise ParameterError('the table of Segformer is measured on weights that both sides can '
-                             'run, and which are made for the run; leave --bundle out')
+                             'run, and which are made for the run; leave --bundle out, or leave '
+                             '--backend out to have the frames a second of the bundle')
     if importlib.util.find_spec('transformers') is None:
         raise EngineError('transformers is not installed, which this table needs; pip install '
                           'transformers')

@@ -38,10 +38,11 @@ def add_class_options(parser: argparse.ArgumentParser) -> None:
                             'named and count as unsafe (default: no limit)')
 
 
-def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+def add_prompt_options(
+        parser: argparse.ArgumentParser,
+        default: str = "DOVESEI's ten negative and three positive ones unless given") -> None:
     """Add the options that say what is safe and what is not."""
-    group = parser.add_argument_group(
-        'prompts', "DOVESEI's ten negative and three positive ones unless given")
+    group = parser.add_argument_group('prompts', default)
     group.add_argument('--prompts', type=Path, metavar='FILE',
                        help='YAML file with the keys positive, negative and template')
     group.add_argument('--positive', action='append', metavar='TEXT',

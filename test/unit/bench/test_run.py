@@ -22,6 +22,7 @@ from blabberseg_ros.bench.jobs import (
 )
 from blabberseg_ros.bench.machine import memory_mb
 from blabberseg_ros.bench.run import Plan, jobs_for, run_jobs
+from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.cli.main import main
 from blabberseg_ros.engines.cuda_probe import CudaProbe
 from blabberseg_ros.parity.variants import Variant
@@ -117,6 +118,33 @@ def test_the_command_says_when_nothing_could_be_measured(random_bundle, tmp_path
     assert 'left out' in printed
     assert reason in printed
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('family', 'options', 'prompts'), [
+    ('segformer', [], 16), ('fpseg', ['--positive', 'grass', '--negative', 'roof'], 2),
+    ('lseg', [], 13)])
+def test_frames_a_second_of_a_bundle_of_another_family(make_random_bundle, tmp_path, capsys,
+                                                       family, options, prompts):
+    bundle, table = make_random_bundle(family), tmp_path / 'rate.csv'
+    assert main(['bench', '--bundle', str(bundle), '--engine', 'onnxruntime-cpu', '--quick',
+                 '--out', str(table), '--commit', 'abc', *options]) == 0
+    assert 'frames/s' in capsys.readouterr().out
+    with open(table, newline='') as stream:
+        rows = list(csv.DictReader(stream))
+    side = load_bundle(bundle).manifest.input_size_px
+    assert [(row['engine'], row['scenario'], row['input'], int(row['prompts'])) for row in rows
+            ] == [('onnxruntime-cpu', records.NEW_FRAME, f'{side}x{side}', prompts),
+                  ('onnxruntime-cpu', records.NEW_FRAME, '640x480', prompts)]
+    for row in rows:
+        assert float(row['frames_per_s']) == pytest.approx(1000 / float(row['p50_ms']), rel=0.01)
+
+
+def test_prompts_are_for_frames_a_second_alone(make_random_bundle, random_bundle, capsys):
+    assert main(['bench', '--bundle', str(random_bundle), '--positive', 'grass']) == 2
+    assert 'have prompts of their own' in capsys.readouterr().err
+    assert main(['bench', '--backend', 'clipseg', '--bundle',
+                 str(make_random_bundle('segformer'))]) == 2
+    assert 'leave --backend out' in capsys.readouterr().err
 
 
 def test_the_command_writes_a_file_and_a_plot(random_bundle, tmp_path, monkeypatch, capsys):
