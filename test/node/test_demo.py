@@ -100,6 +100,31 @@ def test_a_flight_ends_with_page_and_report(demo, tmp_path):
     assert not any(alive(pid) for pid in nodes.values())
 
 
+def test_the_bundle_that_ships_flies_without_torch(tmp_path, environment):
+    """`make demo` installs none of these; neither the demo nor its nodes may need them."""
+    absent = ('torch', 'torchvision', 'open_clip', 'transformers', 'onnx', 'onnxscript', 'triton')
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import sys\n'
+        f'sys.modules.update(dict.fromkeys({absent!r}))\n'
+        f'open({str(tmp_path / "masked")!r}, "a").write(" ".join(sys.orig_argv) + "\\n")\n')
+    done = subprocess.run(
+        command(ROOT / 'engines' / 'clipseg_demo', tmp_path / 'out', '--time-limit', '6'),
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        timeout=DEADLINE_S, env={
+            **environment, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{environment["PYTHONPATH"]}',
+            'XDG_CACHE_HOME': str(tmp_path / 'cache')})
+    masked = (tmp_path / 'masked').read_text()
+    for module in ('demo.run', 'nodes.heatmap_node', 'nodes.aerial_camera'):
+        assert f'-m blabberseg_ros.{module}' in masked
+    assert 'Traceback' not in done.stdout
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert done.returncode == (0 if report['success'] else 3), done.stdout
+    assert report['exit_codes'] == {'aerial_camera': 0, 'generate_landing_heatmap': 0}
+    assert report['engine'] == {
+        'bundle': 'clipseg_demo', 'engine': 'onnxruntime-cpu', 'precision': 'fp32'}
+    assert report['flight']['heatmaps'] > 0
+
+
 def test_a_node_that_dies_ends_the_demo_with_a_word(demo, tmp_path):
     process = demo('--time-limit', '60')
     nodes = nodes_of(process)
