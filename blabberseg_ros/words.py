@@ -25,13 +25,17 @@ _WORDS, _PIXELS = 1024, 4096
 _TEXTS_AT_ONCE = 512
 
 
-def words_of_model(backend: LSegBackend) -> tuple[str, ...]:
+def words_of_model(backend: LSegBackend, every: bool = False) -> tuple[str, ...]:
     """Return what can be found: the words of the model's training, else CLIP's whole vocabulary.
 
     CLIP's has parts of words as well.
+
+    Args:
+        backend: of the model.
+        every: take CLIP's whatever the model was trained on.
     """
     bundle = backend.bundle
-    if bundle.vocabulary is not None:
+    if bundle.vocabulary is not None and not every:
         return tuple(sorted(bundle.vocabulary))
     return vocabulary_texts(bundle.folder / TOKENIZER)
 

@@ -31,7 +31,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     which.add_argument('--labels', default=_LABELS, metavar='TEXT',
                        help='separated by commas, taken as they are, without a template '
                             '(default: %(default)s)')
-    which.add_argument('--word-free', action='store_true', help='try every word')
+    which.add_argument('--word-free', action='store_true',
+                       help='try every word that the model was trained on')
+    which.add_argument('--all-words', action='store_true',
+                       help="try every word of CLIP's vocabulary, whatever the model was trained "
+                            'on')
     parser.add_argument('--most', type=int, default=12, metavar='N',
                         help='labels to print and to colour, by area (default: %(default)s)')
     parser.add_argument('--out', type=Path, default=Path('labels'), metavar='FOLDER',
@@ -45,8 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     segmenter, backend = open_lseg(arguments)
     try:
         size = input_size(arguments, backend)
-        names, labeller = (_by_words(backend, size) if arguments.word_free
-                           else _by_labels(backend, size, labels_of(arguments.labels)))
+        if arguments.word_free or arguments.all_words:
+            names, labeller = _by_words(backend, size, arguments.all_words)
+        else:
+            names, labeller = _by_labels(backend, size, labels_of(arguments.labels))
         for frame, image in read_inputs(arguments.input):
             labels = labeller(image)
             found = shares(labels)
@@ -85,12 +91,13 @@ def _by_labels(backend: LSegBackend, size: tuple[int, int],
     return labels, label
 
 
-def _by_words(backend: LSegBackend, size: tuple[int, int]) -> tuple[Sequence[str], Labeller]:
+def _by_words(backend: LSegBackend, size: tuple[int, int],
+              every: bool) -> tuple[Sequence[str], Labeller]:
     from tqdm import tqdm
 
     from blabberseg_ros.words import best_words, word_vectors, words_of_model
 
-    words = words_of_model(backend)
+    words = words_of_model(backend, every)
     with tqdm(total=len(words), unit='word', desc='words') as progress:
         vectors = word_vectors(backend, words, user_cache_folder(), progress.update)
 

@@ -121,7 +121,7 @@ def _encode(segmenter: Segmenter, prompts: PromptSet, given: bool) -> PromptErro
     except PromptError as error:
         if given:
             raise
-        print(f'Note: no masks, for lack of prompts. Of the default ones, {error}')
+        print(f'Note: no masks, since the default prompts say nothing to this model: {error}')
         return error
     if report.explanation:
         print(f'Note: {report.explanation}')

@@ -8,6 +8,7 @@ from blabberseg_ros.bundle import find_bundle, load_bundle
 from blabberseg_ros.engines.choose import usable_engines
 from blabberseg_ros.errors import BundleError, EngineError
 
+_FILES = ('.pt', '.pth', '.safetensors')
 # Not an engine: the network itself, in torch.
 TORCH = 'torch'
 
@@ -41,5 +42,5 @@ def open_on_engine(network: str, engine: str, device: str) -> FpSegBackend:
 
 
 def is_bundle(network: str) -> bool:
-    """Return whether a network is named as a bundle and not as a file."""
-    return not Path(network).suffix
+    """Return whether a network is named as a bundle and not as a file; names may have dots."""
+    return Path(network).suffix not in _FILES

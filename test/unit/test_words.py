@@ -48,6 +48,7 @@ def test_a_model_of_few_words_is_asked_for_those_alone(backend):
         backend.bundle.folder, backend.bundle.manifest, frozenset({'roof', 'grass'})),
         backend.kind)
     assert words_of_model(few) == ('grass', 'roof')
+    assert words_of_model(few, every=True) == words_of_model(backend)
 
 
 def test_words_get_the_vectors_of_the_text_tower(backend, tmp_path):

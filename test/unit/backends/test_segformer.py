@@ -15,8 +15,6 @@ from blabberseg_ros.cli.main import main
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
 from blabberseg_ros.errors import NotFiniteError, PromptError
 from blabberseg_ros.label_picture import voc_colours
-from blabberseg_ros.models.export import export_bundle
-from blabberseg_ros.models.random_segformer import SMALL, random_segformer
 from blabberseg_ros.parity.frames import moving_frames
 from blabberseg_ros.prompts import PromptSet
 from blabberseg_ros.segmenter import Segmenter
@@ -185,27 +183,6 @@ def test_the_command_writes_labels_with_a_legend_and_times(bundle_folder, tmp_pa
     backend.deactivate()
     blended = cv2.addWeighted(image, 0.5, voc_colours(17)[1:][labels], 0.5, 0.0)
     np.testing.assert_array_equal(picture[:120, 160:320], blended)
-
-
-def test_labels_are_written_where_the_default_prompts_say_nothing(tmp_path, capsys):
-    model = random_segformer(replace(SMALL, labels=tuple(f'zone {i}' for i in range(
-        len(SMALL.labels))), text_layers=0))
-    export_bundle(model, tmp_path / 'zones', name='zones', source='random', licence='none')
-    for index, image in enumerate(moving_frames(2, (96, 64))):
-        cv2.imwrite(str(tmp_path / f'{index}.png'), image[..., ::-1])
-    command = ['segment', '--bundle', str(tmp_path / 'zones'), '--engine', 'onnxruntime-cpu',
-               '--out', str(tmp_path / 'out'), str(tmp_path)]
-    assert main([*command, '--timings']) == 0
-    printed = capsys.readouterr().out
-    assert 'Note: no masks, for lack of prompts' in printed
-    assert '2 frames, labels alone, 0 failed' in printed
-    assert 'onnxruntime-cpu fp32, 0.png, 96x64' in printed, 'timings of the first frame'
-    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        '0_labels.png', '1_labels.png', 'heatmaps.csv'}
-    table = (tmp_path / 'out' / 'heatmaps.csv').read_text()
-    assert table.splitlines()[1:] == ['0.png,,,,,labels alone', '1.png,,,,,labels alone']
-    assert main([*command, '--positive', 'grass', '--negative', 'zone 1']) == 2
-    assert 'grass' in capsys.readouterr().err
 
 
 def test_timings_are_for_segformer(random_bundle, tmp_path, capsys):

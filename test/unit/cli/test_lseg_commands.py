@@ -2,16 +2,24 @@
 """The sub-commands around LSeg's features, on a small random bundle."""
 
 import csv
-import importlib
+import re
+import shutil
 
 import cv2
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from blabberseg_ros.backends.lseg import LSegBackend
-from blabberseg_ros.bundle import load_bundle
+from blabberseg_ros.bench.model import write_model
+from blabberseg_ros.bundle import TOKENIZER, VOCABULARY, WEIGHTS, load_bundle, write_manifest
 from blabberseg_ros.cli.main import main
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
+from blabberseg_ros.label_picture import shares
+from blabberseg_ros.models.families import load_network
+from blabberseg_ros.models.random_lseg import SMALL, random_lseg
+from blabberseg_ros.text import vocabulary_texts
+from blabberseg_ros.words import word_vectors
 
 ENGINE = ['--engine', 'onnxruntime-cpu']
 
@@ -94,13 +102,66 @@ def test_no_label_is_refused(bundle, images, tmp_path, capsys):
 
 def test_words_are_found_without_prompts(bundle, images, tmp_path, capsys, monkeypatch):
     words = ('grass', 'rooftop', 'lake')
-    module = importlib.import_module('blabberseg_ros.words')
-    monkeypatch.setattr(module, 'words_of_model', lambda backend: words)
+    monkeypatch.setattr('blabberseg_ros.words.words_of_model', lambda *_: words)
     assert main(['label', str(images / 'two.png'), '--word-free', '--out', str(tmp_path),
                  '--bundle', str(bundle), *ENGINE]) == 0
     printed = capsys.readouterr().out
     assert any(word in printed for word in words)
     assert (tmp_path / 'two_labels.png').is_file()
+
+
+def test_all_words_are_tried_of_a_model_that_knows_few(bundle, images, tmp_path, capsys,
+                                                       monkeypatch):
+    """Three thousand words, in pieces, are those that one product of matrices finds."""
+    few = tmp_path / 'few'
+    shutil.copytree(bundle, few)
+    (few / VOCABULARY).write_text('grass\nroof\n')
+    write_manifest(few, load_bundle(bundle).manifest)
+    words = vocabulary_texts(few / TOKENIZER)[:3000]
+    monkeypatch.setattr('blabberseg_ros.words.vocabulary_texts', lambda path: words)
+
+    def found(option):
+        assert main(['label', str(images / 'two.png'), option, '--most', '3000', '--out',
+                     str(tmp_path), '--bundle', str(few), *ENGINE]) == 0
+        line, = [line for line in capsys.readouterr().out.splitlines() if 'two.png: ' in line]
+        return {name: float(share) for name, share in re.findall(
+            r'(\S+) ([\d.]+)%(?:, |$)', line.partition(': ')[2])}
+
+    assert set(found('--word-free')) <= {'grass', 'roof'}
+    backend = LSegBackend(load_bundle(few), OnnxRuntimeCpu())
+    backend.activate()
+    image = cv2.imread(str(images / 'two.png'))[..., ::-1].copy()
+    features = backend.features(backend.encode_image(image))
+    vectors = word_vectors(backend, words, tmp_path / 'words').astype(np.float32)
+    backend.deactivate()
+    best = np.einsum('nd,dhw->nhw', vectors, features).argmax(0)
+    wanted = {words[index]: 100 * share for index, share in shares(best)}
+    given = found('--all-words')
+    assert len(wanted) > 5
+    assert max(index for index, _ in shares(best)) > 1024, 'a word of a later piece'
+    for word in {*wanted, *given}:
+        assert abs(wanted.get(word, 0) - given.get(word, 0)) < 0.15
+
+
+def test_features_of_two_checkpoints_are_compared(bundle, images, tmp_path, capsys):
+    """A checkpoint in half precision beside its original, and beside another one."""
+    half, other = tmp_path / 'half', tmp_path / 'other'
+    model = load_network(load_bundle(bundle))
+    write_model(model, half, graphs=False)
+    weights = load_file(half / WEIGHTS)
+    save_file({name: weight.bfloat16().float() for name, weight in weights.items()},
+              half / WEIGHTS)
+    write_manifest(half, load_bundle(half, verify=False).manifest)
+    write_model(random_lseg(SMALL, seed=1), other, graphs=False)
+    table = tmp_path / 'table.csv'
+    assert main(['compare', f'{bundle}@torch-cpu', f'{half}@torch-cpu', str(images / 'one.png'),
+                 '--features', '--with', f'{other}@torch-cpu', '--sizes', '64', '--out',
+                 str(table)]) == 0
+    with open(table, newline='', encoding='utf-8') as stream:
+        cosines = [float(row['cosine']) for row in csv.DictReader(stream)]
+    assert len(cosines) == 3
+    assert 0.99 < cosines[0] < 0.999999, 'original and half'
+    assert max(cosines[1:]) < 0.9, 'another network'
 
 
 def test_features_of_two_engines_are_compared(bundle, images, tmp_path, capsys):

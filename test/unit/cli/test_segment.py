@@ -2,6 +2,7 @@
 """What `blabberseg segment` writes for an image, a folder and a video, and under which names."""
 
 import csv
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,6 +12,8 @@ from blabberseg_ros.cli import segment
 from blabberseg_ros.cli.main import main
 from blabberseg_ros.cli.pictures import open_inputs
 from blabberseg_ros.heatmap import FusionOptions
+from blabberseg_ros.models.export import export_bundle
+from blabberseg_ros.models.random_segformer import SMALL, random_segformer
 from blabberseg_ros.parity.frames import moving_frames
 from blabberseg_ros.prompts import default_prompts
 from blabberseg_ros.segmenter import Segmenter
@@ -119,6 +122,27 @@ def test_a_video_that_cannot_be_written_is_refused(random_bundle, tmp_path, monk
                  'onnxruntime-cpu', '--out', str(tmp_path / 'out')]) == 2
     assert 'no MPEG-4 encoder' in capsys.readouterr().err
     assert not list((tmp_path / 'out').glob('*.mp4'))
+
+
+def test_labels_are_written_where_the_default_prompts_say_nothing(tmp_path, capsys):
+    model = random_segformer(replace(SMALL, labels=tuple(f'zone {i}' for i in range(
+        len(SMALL.labels))), text_layers=0))
+    export_bundle(model, tmp_path / 'zones', name='zones', source='random', licence='none')
+    for index, image in enumerate(FRAMES[:2]):
+        write(tmp_path / f'{index}.png', image)
+    command = ['segment', '--bundle', str(tmp_path / 'zones'), '--engine', 'onnxruntime-cpu',
+               '--out', str(tmp_path / 'out'), str(tmp_path)]
+    assert main([*command, '--timings']) == 0
+    printed = capsys.readouterr().out
+    assert 'Note: no masks, since the default prompts say nothing to this model: ' in printed
+    assert '2 frames, labels alone, 0 failed' in printed
+    assert 'onnxruntime-cpu fp32, 0.png, 96x64' in printed, 'timings of the first frame'
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {
+        '0_labels.png', '1_labels.png', 'heatmaps.csv'}
+    table = (tmp_path / 'out' / 'heatmaps.csv').read_text()
+    assert table.splitlines()[1:] == ['0.png,,,,,labels alone', '1.png,,,,,labels alone']
+    assert main([*command, '--positive', 'grass', '--negative', 'zone 1']) == 2
+    assert 'grass' in capsys.readouterr().err
 
 
 def test_stems_are_given_once_over_all_inputs(tmp_path):
