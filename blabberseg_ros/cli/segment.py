@@ -79,7 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     prompts, fusion = prompts_from(arguments), fusion_from(arguments)
     count, frames = open_inputs([arguments.input])
-    answers: list[_Answer] = []
+    rows: list[dict[str, object]] = []
+    failed: list[dict[str, object]] = []
     first: Frame | None = None
     with Segmenter.open(arguments.bundle, backend=arguments.backend, engine=arguments.engine,
                         device=arguments.device, classes_files=arguments.classes_file,
@@ -90,20 +91,20 @@ def run(arguments: argparse.Namespace) -> int:
             answer = _answer(segmenter, frame, None if refusal else prompts, fusion)
             if refusal and answer.labels is None and not answer.failed:
                 raise refusal
-            answers.append(answer)
+            rows.append(answer.row)
+            failed += [answer.row] if answer.failed else []
             _write(arguments.out, frame, answer, video)
             first = first or (None if frame.image is None else frame)
         video.close()
-        _write_table(arguments.out / 'heatmaps.csv', [answer.row for answer in answers])
+        _write_table(arguments.out / 'heatmaps.csv', rows)
         if arguments.timings:
             print_timings(segmenter, first)
-    failed = [answer.row for answer in answers if answer.failed]
     for row in failed[:10]:
         print(f'{row["frame"]}: {row["message"]}')
-    safe = sum(bool(answer.row.get('success')) for answer in answers)
+    safe = sum(bool(row.get('success')) for row in rows)
     found = 'labels alone' if refusal else f'{safe} with enough safe ground'
-    print(f'{len(answers)} frames, {found}, {len(failed)} failed: {arguments.out}')
-    return 1 if failed or not answers else 0
+    print(f'{len(rows)} frames, {found}, {len(failed)} failed: {arguments.out}')
+    return 1 if failed or not rows else 0
 
 
 def _encode(segmenter: Segmenter, prompts: PromptSet, given: bool) -> PromptError | None:
