@@ -15,10 +15,11 @@ from blabberseg_ros.cli.bench_lseg import chosen_kinds, finish
 from blabberseg_ros.cli.options import gives_prompts, prompts_from
 from blabberseg_ros.engines.base import EngineKind
 from blabberseg_ros.errors import EngineError
+from blabberseg_ros.frame_cache import MAX_FRAMES
 from blabberseg_ros.parity.frames import moving_frames
-from blabberseg_ros.segmenter import IMAGE_CACHE_SIZE, Segmenter
+from blabberseg_ros.segmenter import Segmenter
 
-_FRAMES = IMAGE_CACHE_SIZE + 1  # so that each is new to the segmenter
+_FRAMES = MAX_FRAMES + 1  # so that each is new to the segmenter
 _CAMERA_PX = (640, 480)
 
 

@@ -5,10 +5,13 @@ A bundle stores each weight once. Its graphs name a byte range of `weights.safet
 external data, which ONNX Runtime and TensorRT both read.
 """
 
+import builtins
 import json
 import math
+import re
 import warnings
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,9 +101,10 @@ def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
             module, example, dynamo=True, optimize=False, verbose=False, opset_version=OPSET,
             input_names=[port.name for port in inputs], output_names=list(outputs),
             dynamic_shapes=dynamic, custom_translation_table=_TRANSLATIONS)
-    if program is None:
+    if program is None or program.exported_program is None:
         raise TypeError('torch.onnx.export returned no program')
     model = program.model
+    _name_values(model.graph, steady_names(program.exported_program.graph))
     optimize_ir(model, should_fold=_should_fold)
     learned = _use_stored_weights(model.graph, stored_tensors(weights), weights)
     _share_constants(model.graph)
@@ -115,6 +119,33 @@ def export_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, *,
         convert_to_half(copy, learned)
         _save(copy, half)
     _save(model, path)
+
+
+def steady_names(graph: torch.fx.Graph) -> dict[str, str]:
+    """Return a name for each step of an exported program, by its own name.
+
+    Steps that give tensors are numbered by kind: `add`, `add_1`. torch numbers arithmetic of
+    shapes along with them, and how much of that there is depends on its version and on whether a
+    program was made for ONNX; with these names the nodes of both can be compared.
+    """
+    # Names that are taken, as for torch: those of inputs (one is called `add`) and of Python.
+    taken = [node.name for node in graph.nodes if node.op == 'placeholder']
+    counts = Counter([*taken, *dir(builtins)])
+    names = {}
+    for node in graph.nodes:
+        if node.op == 'call_function':
+            is_tensor = isinstance(node.meta.get('val'), torch.Tensor)
+            kind = re.sub(r'_\d+$', '', node.name) if is_tensor else 'shape'
+            names[node.name] = f'{kind}_{counts[kind]}' if counts[kind] else kind
+            counts[kind] += 1
+    return names
+
+
+def _name_values(graph: ir.Graph, names: Mapping[str, str]) -> None:
+    for node in graph:
+        for value in node.outputs:
+            if value.name and not value.is_graph_output():
+                value.name = names.get(value.name, value.name)
 
 
 def _save(model: ir.Model, path: Path) -> None:

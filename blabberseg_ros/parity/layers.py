@@ -180,6 +180,8 @@ def _trace_torch(bundle: Bundle, kind: EngineKind, stage: str,
     """Export the stage as for ONNX and interpret the program node by node."""
     import torch
 
+    from blabberseg_ros.models.graphs import steady_names
+
     device = 'cuda' if kind.name == _TORCH_CUDA else 'cpu'
     modify = kind.modify if isinstance(kind, reference.TorchCpu) else None
     engine = reference.TorchCpuEngine(bundle, stage, reference.TorchCpu(modify=modify))
@@ -198,12 +200,13 @@ def _trace_torch(bundle: Bundle, kind: EngineKind, stage: str,
                 value = super().run_node(n)
             if (n.op == 'call_function' and isinstance(value, torch.Tensor)
                     and value.is_floating_point()):
-                values[n.name] = value.float().cpu().numpy()
+                values[names.get(n.name, n.name)] = value.float().cpu().numpy()
             return value
 
     with torch.no_grad():
         program = torch.export.export(
             module, tensors, dynamic_shapes=tuple(_dynamic(spec) for spec in engine.inputs))
+        names = steady_names(program.graph)
         outputs = Recorder(program.module()).run(*tensors)
     outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
     for spec, output in zip(engine.outputs, outputs, strict=True):
