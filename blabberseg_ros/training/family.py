@@ -62,9 +62,11 @@ class Family(ABC):
 
     Attributes:
         name: in configurations and manifests.
+        teacher: CLIPSeg whose towers the network started with, if any.
     """
 
     name: ClassVar[str]
+    teacher: ClipSeg | None = None
 
     def __init__(self, workspace: Path) -> None:
         """Remember an existing folder for temporary files."""

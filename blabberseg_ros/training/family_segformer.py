@@ -71,7 +71,6 @@ class SegformerFamily(ClosedFamily):
     """Segformer."""
 
     name = 'segformer'
-    _teacher: ClipSeg | None = None
 
     @staticmethod
     def create(architecture: SegformerConfig) -> Segformer:
@@ -98,7 +97,6 @@ class SegformerFamily(ClosedFamily):
     def adopt_tower(self, model: Segformer, teacher: ClipSeg, pixels: Tensor) -> None:
         """Give the third stage, whose cells are CLIP's patches, the blocks of a CLIPSeg."""
         adopt_into_segformer(_adopting_stage(model), teacher)
-        self._teacher = teacher
 
     def tower_weights(self, model: Segformer) -> list[nn.Parameter]:
         """Return those of the adopted blocks."""
@@ -107,7 +105,7 @@ class SegformerFamily(ClosedFamily):
     def lesson(self, model: Segformer, config: TrainConfig,
                device: torch.device) -> SegformerLesson:
         """Prepare the training of a network."""
-        return SegformerLesson(model, config, device, self._teacher)
+        return SegformerLesson(model, config, device, self.teacher)
 
     def predictor(self, model: Any, device: torch.device) -> ClosedPredictor:
         """Return the network as something that can be judged."""

@@ -73,7 +73,7 @@ class Trainer:
             start: network to continue from; None for fresh weights. Where its layers have
                 another size than the configuration's they start fresh (see `fresh`).
             tower: trained CLIPSeg whose image tower the network starts with, where its family
-                can; None for its own.
+                can, or started with if it continues; None for its own.
 
         Raises:
             ParameterError: the tower does not fit the network.
@@ -92,9 +92,11 @@ class Trainer:
                                  for values in (config.model.mean, config.model.std))
         self._adopted = tower is not None
         if tower is not None:
+            family.teacher = tower.to(device)
+        if tower is not None and start is None:
             self._take_worlds(worlds_needed(0, config))
             pixels, _ = self._draw(self._store.filled)
-            family.adopt_tower(self.model, tower.to(device), pixels)
+            family.adopt_tower(self.model, tower, pixels)
         self._lesson = family.lesson(self.model, config, device)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         self._statistics = _statistics(self.averaged), _statistics(self.model)
