@@ -108,7 +108,8 @@ class Session:
         if progress.is_last:
             return True
         if now > self._last_call_s:
-            self._say('out of time before the planned end; what was learnt is kept')
+            self._say(f'out of time after {progress.step} updates, before the planned end; what '
+                      'was learnt is kept')
             return False
         if now > self._validate_at and all(f.done() for f in validation):
             views = [view for future in validation for view in future.result()]

@@ -19,7 +19,7 @@ ENGINES = Path(__file__).parents[2] / 'engines'
 # Largest folder in megabytes, smallest intersection over union of safe and of unsafe ground.
 BARS = {'clipseg_demo': (15, 0.80), 'lseg_demo': (10, 0.75), 'segformer_demo': (8, 0.75),
         'fpseg_demo': (10, 0.75)}
-WORLDS = 2
+WORLDS = 4
 
 
 @pytest.fixture(scope='module')
