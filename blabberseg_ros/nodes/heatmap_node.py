@@ -306,6 +306,7 @@ class HeatmapNode(LifecycleNode):
             template = request.prompt_template or self._values.prompt_template
             prompts = PromptSet(tuple(request.positive), tuple(request.negative), template)
             change = self._change_prompts(prompts)
+            self._show_prompts()  # before the caller can change one of them
         except Exception as error:  # as above
             response.success = False
             response.message = _reason(error)
@@ -375,7 +376,13 @@ class HeatmapNode(LifecycleNode):
         elif not future.cancelled():
             self.get_logger().info('; '.join(filter(None, (
                 'new prompts are in use', future.result().report.explanation))))
-        # A change that has been asked for since then is what the parameters show already.
+        self._show_prompts()
+
+    def _show_prompts(self) -> None:
+        """Let the parameters show the prompts in use.
+
+        A change that has been asked for since then is what they show already.
+        """
         with self._values_lock:
             change = self._worker.prompts
             if change is not None and not self._worker.changing:

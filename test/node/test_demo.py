@@ -114,7 +114,7 @@ def test_the_bundle_that_ships_flies_without_torch(tmp_path, environment):
             **environment, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{environment["PYTHONPATH"]}',
             'XDG_CACHE_HOME': str(tmp_path / 'cache')})
     masked = (tmp_path / 'masked').read_text()
-    for module in ('demo.run', 'nodes.heatmap_node', 'nodes.aerial_camera'):
+    for module in ('demo.run', 'nodes.executables'):
         assert f'-m blabberseg_ros.{module}' in masked
     assert 'Traceback' not in done.stdout
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())

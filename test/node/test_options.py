@@ -27,10 +27,10 @@ def test_the_bundles_that_ship_answer_without_a_word(start_node, parameters, bun
 @FPSEG
 def test_classes_of_a_file_and_a_budget_of_time(start_node, tmp_path):
     path = tmp_path / 'more.safetensors'
-    write_prompts(path, [ClassPrompt('lava', np.ones((3, 32)), np.zeros(32))])
+    write_prompts(path, [ClassPrompt('quicksand', np.ones((3, 32)), np.zeros(32))])
     peer = start_node(classes_file=path, decode_budget_ms=0.001)
     peer.wait_active()
-    assert peer.set_prompts(['grass'], ['lava', 'tree']).success
+    assert peer.set_prompts(['grass'], ['quicksand', 'tree']).success
 
     # The first class is decoded in any case; the rest is told to whoever asks, and in the log.
     told = 'counted as unsafe: tree, grass'

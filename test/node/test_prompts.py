@@ -115,6 +115,8 @@ def test_a_bad_one_of_three_changes_none(live):
 def test_whichever_comes_last_wins(live):
     assert live.set_parameters(positive_prompts=['first']).successful
     assert live.set_prompts(['second'], ['other']).success
+    # The parameters show it by the time of the answer, so that one of them can be changed.
+    assert live.get_parameter('positive_prompts') == ['second']
     assert in_use(live).positive == ('second',)
     assert live.set_parameters(positive_prompts=['third']).successful
     until(lambda: in_use(live) == PromptSet(('third',), ('other',), DEFAULT_TEMPLATE))
