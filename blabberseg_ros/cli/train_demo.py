@@ -29,7 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description='Trains a small network on procedural worlds alone, judges it and writes '
                     'OUT/FAMILY_demo.tar (the bundle), OUT/checkpoint.safetensors (every 90 s '
                     'and at the end), OUT/metrics.json and OUT/train.log. Needs torch and '
-                    'open_clip_torch, and a large GPU for minutes.')
+                    'open_clip_torch, and a large GPU for minutes; with --tower-from two cores '
+                    'for half an hour.')
     parser.add_argument('--family', choices=FAMILIES,
                         help=f'which network (default: {_DEFAULT_FAMILY}, or what --config says)')
     parser.add_argument('--config', type=Path, metavar='FILE',
