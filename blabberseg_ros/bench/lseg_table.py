@@ -11,6 +11,7 @@ Of the plain network one more is measured, without the copy of the vectors to th
 """
 
 import gc
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -149,10 +150,17 @@ def _rows(calls: Callable[[int, Sequence[np.ndarray]], dict[str, Callable[[int],
 
 
 def repeat(call: Callable[[int], object], limits: Limits) -> list[float]:
-    """Return wall-clock times in milliseconds; a slow call is warmed up once only."""
-    for index in range(_WARM_UP):
+    """Return wall-clock times in milliseconds; a slow call is warmed up once only.
+
+    Args:
+        call: gets the number of the call, counted on from the warm-up: it picks the frame, and one
+            of the warm-up is no new frame any more.
+        limits: of the figure.
+    """
+    numbers = itertools.count()
+    for _ in range(_WARM_UP):
         started = time.perf_counter()
-        call(index)
+        call(next(numbers))
         if time.perf_counter() - started > _SLOW_S:
             break
     times: list[float] = []
@@ -160,7 +168,7 @@ def repeat(call: Callable[[int], object], limits: Limits) -> list[float]:
     while len(times) < 2 or (len(times) < limits.repeats
                              and time.perf_counter() - begun < limits.seconds):
         started = time.perf_counter()
-        call(len(times))
+        call(next(numbers))
         times.append((time.perf_counter() - started) * 1e3)
     return times
 
