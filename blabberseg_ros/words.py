@@ -26,13 +26,13 @@ _TEXTS_AT_ONCE = 512
 
 
 def words_of_model(backend: LSegBackend, every: bool = False) -> tuple[str, ...]:
-    """Return what can be found: the words of the model's training, else CLIP's whole vocabulary.
+    """Return what can be found: the words of the model's training, else its whole tokenizer's.
 
-    CLIP's has parts of words as well.
+    A tokenizer has parts of words as well.
 
     Args:
         backend: of the model.
-        every: take CLIP's whatever the model was trained on.
+        every: take the tokenizer's whatever the model was trained on.
     """
     bundle = backend.bundle
     if bundle.vocabulary is not None and not every:

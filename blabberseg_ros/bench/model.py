@@ -4,7 +4,6 @@
 What a network computes decides its answers, not its speed, so nothing has to be downloaded.
 """
 
-import copy
 import importlib.util
 import shutil
 from pathlib import Path
@@ -68,13 +67,10 @@ def write_model(model: 'nn.Module', folder: Path, *, graphs: bool,
         return True
     from safetensors.torch import save_file
 
-    from blabberseg_ros.models.folding import fold_batch_norms
+    from blabberseg_ros.models.folding import folded
 
-    # A bundle holds the folded form, which readers expect.
-    folded = copy.deepcopy(model)
-    fold_batch_norms(folded)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.contiguous() for name, weight in folded.state_dict().items()},
+    save_file({name: weight.contiguous() for name, weight in folded(model).state_dict().items()},
               folder / WEIGHTS)
     if tokenizer_json is not None:
         shutil.copy(tokenizer_json, folder / TOKENIZER)

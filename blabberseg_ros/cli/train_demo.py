@@ -46,9 +46,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
                              "the configuration's sizes; for a bundle, which does not say how "
                              'long it was trained, earlier_steps in the configuration counts')
     parser.add_argument('--tower-from', type=Path, metavar='BUNDLE',
-                        help='start with the image tower of this trained CLIPSeg (fpseg with a '
-                             'sam_vit encoder); optimiser.frozen_steps says how long it is kept '
-                             'as it is')
+                        help='start with the towers of this trained CLIPSeg (segformer, lseg with '
+                             'a vit, fpseg with a sam_vit); optimiser.frozen_steps says how long '
+                             'they are kept as they are')
     parser.add_argument('--device', help='torch device (default: cuda if there is one)')
     parser.add_argument('--workers', type=int, default=max((os.cpu_count() or 2) - 1, 1),
                         help='processes that generate worlds (default: %(default)s)')

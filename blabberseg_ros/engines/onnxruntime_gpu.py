@@ -250,10 +250,12 @@ def refuse_fallback(session: Any, provider: Provider, stage: str) -> None:
             f'ONNX Runtime cannot use {provider.name} and fell back to '
             f'{session.get_providers()[0]} for {stage}. A library of CUDA or cuDNN is missing or '
             'of another version than it was built for; `blabberseg doctor` tells more')
+    if provider.name == CPU:
+        return
     strays = sorted({
         node.op_type for part in getattr(session, _ASSIGNMENT)()
         if part.ep_name == CPU for node in part.get_nodes()} - _SHAPE_OPERATORS)
-    if strays and provider.name != CPU:
+    if strays:
         raise EngineError(f'ONNX Runtime would run parts of {stage} on the CPU: '
                           f'{", ".join(strays)}. Choose another engine')
 

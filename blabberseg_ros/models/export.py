@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network of any family to a bundle: weights once, a graph a stage, card and manifest."""
 
-import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from blabberseg_ros.bundle import (
 from blabberseg_ros.engines.base import TensorSpec
 from blabberseg_ros.errors import BundleError
 from blabberseg_ros.models.families import network_config, stages_of
-from blabberseg_ros.models.folding import fold_batch_norms
+from blabberseg_ros.models.folding import folded
 from blabberseg_ros.models.graphs import Port, export_graph
 
 STORAGES = ('fp32', 'fp16')
@@ -107,8 +106,7 @@ def export_bundle(model: nn.Module, folder: Path, *, name: str, source: str, lic
 
 def as_stored(model: nn.Module, storage: str) -> nn.Module:
     """Return a copy on the CPU whose weights are those that a reader of the bundle gets."""
-    model = copy.deepcopy(model).cpu().float().eval()
-    fold_batch_norms(model)
+    model = folded(model).cpu().float().eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(_stored(weight, storage))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions with a batch norm, which is folded into them once training is over."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,13 @@ def fold_batch_norms(model: nn.Module) -> None:
         fold = getattr(module, 'fold', None)
         if callable(fold):
             fold()
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """Return a copy of a network without batch norms, as bundles hold it."""
+    model = copy.deepcopy(model)
+    fold_batch_norms(model)
+    return model
 
 
 def fold_batch_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

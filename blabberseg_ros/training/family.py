@@ -6,7 +6,6 @@ the same for all. A family supplies the network, the loss of one update, a predi
 with, and what its bundle holds besides the network.
 """
 
-import copy
 import random
 from abc import ABC, abstractmethod
 from importlib import import_module
@@ -20,7 +19,6 @@ from blabberseg_ros.errors import ParameterError
 from blabberseg_ros.models.clipseg import ClipSeg
 from blabberseg_ros.models.export import export_bundle
 from blabberseg_ros.models.families import network_config
-from blabberseg_ros.models.folding import fold_batch_norms
 from blabberseg_ros.training.card import write_card
 from blabberseg_ros.training.config import FAMILIES, TrainConfig
 from blabberseg_ros.training.evaluation import Predictor
@@ -156,10 +154,3 @@ def compiled(function: Any, device: torch.device) -> Any:
     Fused kernels save a third of the memory traffic.
     """
     return torch.compile(function) if device.type == 'cuda' else function
-
-
-def folded(model: nn.Module) -> nn.Module:
-    """Return a copy of a network without batch norms."""
-    model = copy.deepcopy(model)
-    fold_batch_norms(model)
-    return model

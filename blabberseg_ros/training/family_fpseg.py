@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from blabberseg_ros.models.clipseg import ClipSeg
+from blabberseg_ros.models.folding import folded
 from blabberseg_ros.models.fpseg import FpSeg
 from blabberseg_ros.models.fpseg_config import MASK_SCALE, FpSegConfig, SamVitConfig
 from blabberseg_ros.models.sam_vit import SamVit
 from blabberseg_ros.training.auxiliary import MapReadOut
 from blabberseg_ros.training.closed_lesson import ClosedFamily, ClosedLesson
 from blabberseg_ros.training.config import TrainConfig
-from blabberseg_ros.training.family import folded
 from blabberseg_ros.training.labels import CLASS_NAMES
 from blabberseg_ros.training.losses import Losses
 from blabberseg_ros.training.prompt_sampler import CLASS_COUNT

@@ -12,13 +12,14 @@ from torch.nn import functional
 
 from blabberseg_ros.errors import ParameterError
 from blabberseg_ros.models.clipseg import ClipSeg
+from blabberseg_ros.models.folding import folded
 from blabberseg_ros.models.lseg import LSeg
 from blabberseg_ros.models.lseg_config import LSegConfig
 from blabberseg_ros.models.lseg_towers import VitTower
 from blabberseg_ros.text import Tokenizer
 from blabberseg_ros.training.auxiliary import MapReadOut, TextReadOut
 from blabberseg_ros.training.config import TrainConfig
-from blabberseg_ros.training.family import compiled, folded
+from blabberseg_ros.training.family import compiled
 from blabberseg_ros.training.lexicon import training_texts
 from blabberseg_ros.training.losses import Losses, prompt_losses
 from blabberseg_ros.training.open_words import (

@@ -54,17 +54,13 @@ class SegformerLesson(ClosedLesson):
 
         While these are frozen nothing is learnt through them, which saves most of an update.
         """
-        features, x = [], pixels
-        given = torch.empty(0)
-        for index, stage in enumerate(cast(Iterable[Stage], self._model.stages)):
-            x = stage.embedding(x)
-            if index == _ADOPTING_STAGE:
-                given = x
-                if not next(stage.blocks.parameters()).requires_grad:
-                    x = x.detach()
-            x = stage.transform(x)
-            features.append(x)
-        return features, given
+        first, second, adopting, last = cast(Iterable[Stage], self._model.stages)
+        fine = first(pixels)
+        middle = second(fine)
+        given = adopting.embedding(middle)
+        is_frozen = not next(adopting.blocks.parameters()).requires_grad
+        coarse = adopting.transform(given.detach() if is_frozen else given)
+        return [fine, middle, coarse, last(coarse)], given
 
 
 class SegformerFamily(ClosedFamily):

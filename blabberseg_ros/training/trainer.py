@@ -90,7 +90,6 @@ class Trainer:
         self._weights: Tensor | None = None
         self._mean, self._std = (torch.tensor(values, device=device)[:, None, None]
                                  for values in (config.model.mean, config.model.std))
-        self._adopted = tower is not None
         if tower is not None:
             family.teacher = tower.to(device)
         if tower is not None and start is None:
@@ -180,7 +179,7 @@ class Trainer:
         config = self._config
         optimiser = config.optimiser
         rng = random.Random(f'{config.seed} {config.earlier_steps + step}')
-        if self._adopted and step in (0, optimiser.frozen_steps):
+        if self._family.teacher is not None and step in (0, optimiser.frozen_steps):
             for weight in self._family.tower_weights(self.model):
                 weight.requires_grad_(step >= optimiser.frozen_steps)
         pixels, labels = self._draw(worlds)

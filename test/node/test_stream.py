@@ -226,7 +226,9 @@ def test_age_of_the_last_frame_is_watched(live, camera, listen):
     live.diagnostics(lambda status, values: reports.append((status, values))
                      or status.level == DiagnosticStatus.ERROR)
     for status, values in reports:
-        age_s = max(float(values['last_frame_age_s']), float(values['last_stamp_age_s']))
+        # There is no stamp to judge before the first frame since the streaming began.
+        age_s = max(float(values[name] or 0.0) for name in (
+            'last_frame_age_s', 'last_stamp_age_s'))
         if 0.501 < age_s < 0.999:
             assert status.level == DiagnosticStatus.WARN
         assert (status.level == DiagnosticStatus.OK) <= (age_s < 0.501)
@@ -257,16 +259,19 @@ def test_delayed_stamps_are_told(live, camera, listen):
 def test_frames_that_are_all_bad_are_told(live, camera, listen):
     listen(HEATMAP)
     bad = to_message(np.zeros((10, 10), np.float32), '32FC1', Header())
-    reports = live.received['/diagnostics']
+    reports, found = live.received['/diagnostics'], []
 
     def told():
         camera.publisher.publish(bad)
         time.sleep(0.02)  # the period of the camera
         status = reports[-1].status[0]
-        return (status.level == DiagnosticStatus.ERROR and '32FC1' in status.message
-                and 'none was answered' in status.message)
+        if 'none was answered' in status.message:
+            found.append(status)
+        return found and found[-1].level == DiagnosticStatus.ERROR
 
     until(told)
+    assert {status.level for status in found} <= {DiagnosticStatus.WARN, DiagnosticStatus.ERROR}
+    assert all('32FC1' in status.message for status in found)
     camera.send_until(lambda: reports[-1].status[0].level == DiagnosticStatus.OK, period_s=0.01)
 
 

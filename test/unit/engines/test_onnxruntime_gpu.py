@@ -14,6 +14,7 @@ from blabberseg_ros.engines.cuda_probe import CudaProbe
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpuEngine
 from blabberseg_ros.engines.onnxruntime_gpu import (
     CPU,
+    ON_CPU,
     DeviceValue,
     OnnxRuntimeCuda,
     OnnxRuntimeGpuEngine,
@@ -24,7 +25,6 @@ from blabberseg_ros.engines.onnxruntime_gpu import (
 from blabberseg_ros.errors import EngineError
 from blabberseg_ros.resampling import read_only
 
-ON_CPU = Provider(CPU, 'cpu', {})
 GPU = CudaProbe(True, 'NVIDIA X', '13.0')
 
 
@@ -118,6 +118,11 @@ def test_single_nodes_on_the_cpu_are_refused_unless_they_are_shapes():
     for operator in ('Gather', 'Where', 'Expand', 'Cast'):
         with pytest.raises(EngineError, match=operator):
             refuse_fallback(session(CPUExecutionProvider=[operator]), provider, 'x')
+
+
+def test_a_session_for_the_cpu_needs_no_report_of_where_nodes_run():
+    """Which ONNX Runtime before 1.24 does not have."""
+    refuse_fallback(SimpleNamespace(get_providers=lambda: [CPU]), ON_CPU, 'x')
 
 
 def test_the_shape_operators_are_those_that_our_graphs_have_on_integers(bundle):
