@@ -56,7 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
                              '%(default)s)')
     parser.add_argument('--layers', action='store_true',
                         help='name the first node of each stage that is over the tolerance, on '
-                             'the first image')
+                             'the first image. Operators are compared one by one, not what torch '
+                             'and TensorRT fuse of them; plans that TensorRT builds for it are '
+                             'not kept')
     parser.add_argument('--tolerance', type=float, metavar='E',
                         help='relative error allowed for a node (default: by precision)')
     parser.add_argument('--limit', type=int, metavar='N', help='look at the first N images only')

@@ -91,7 +91,7 @@ def _remedy(name: str) -> str:
 
 
 def build_plan(library: Library, graph: Path, profiles: Sequence[Profile],
-               options: BuildOptions) -> bytes:
+               options: BuildOptions, model: bytes | None = None) -> bytes:
     """Build a plan and show the progress.
 
     Args:
@@ -99,6 +99,7 @@ def build_plan(library: Library, graph: Path, profiles: Sequence[Profile],
         graph: ONNX file; its weights lie next to it.
         profiles: ranges of its inputs.
         options: how to build it.
+        model: a changed copy of the graph to build instead, with the same weights.
 
     Returns:
         The serialised plan.
@@ -110,7 +111,7 @@ def build_plan(library: Library, graph: Path, profiles: Sequence[Profile],
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(network_flags(library))
-    parse_graph(library, network, logger, graph)
+    parse_graph(library, network, logger, graph, model)
     config = builder.create_builder_config()
     if library.weakly_typed:
         _request_precision(trt, network, config, options.precision)
@@ -166,14 +167,17 @@ def make_monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def parse_graph(library: Library, network: Any, logger: Any, graph: Path) -> None:
-    """Parse an ONNX file into a network.
+def parse_graph(library: Library, network: Any, logger: Any, graph: Path,
+                model: bytes | None = None) -> None:
+    """Parse an ONNX file, or a changed copy of it in memory, into a network.
 
     Raises:
         EngineError: it cannot be parsed; the message names the nodes.
     """
     parser = library.module.OnnxParser(network, logger)
-    if parser.parse_from_file(str(graph)):
+    # The path tells where the weights are.
+    if (parser.parse_from_file(str(graph)) if model is None
+            else parser.parse(model, str(graph))):
         return
     errors = [_describe(parser.get_error(index)) for index in range(parser.num_errors)]
     raise EngineError(

@@ -2,8 +2,9 @@
 """Where two engines part: every node of a stage, run by both on the same input.
 
 ONNX Runtime gives every value of the graph as an output. Torch runs the same exported program
-node by node; the exporter keeps its names, which is how the two are put side by side. What torch
-compiles or fuses is not seen here, only its operators in the precision asked for.
+node by node; the exporter keeps its names, which is how the two are put side by side. TensorRT
+builds a plan in which the values are outputs, which keeps it from fusing. So what torch and
+TensorRT compile or fuse is not seen here, only their operators in the precision asked for.
 """
 
 import contextlib
@@ -18,6 +19,9 @@ from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import Engine, EngineKind, TensorSpec, Value
 from blabberseg_ros.engines.onnxruntime_gpu import ON_CPU, OnnxRuntimeCuda, refuse_fallback
+from blabberseg_ros.engines.tensorrt import TensorRt
+from blabberseg_ros.engines.tensorrt_trace import trace_plan
+from blabberseg_ros.engines.traced_graph import every_value, imported
 from blabberseg_ros.errors import EngineError
 from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.parity import reference
@@ -140,39 +144,33 @@ def trace(bundle: Bundle, kind: EngineKind, stage: str,
         return _trace_onnx(bundle, kind, stage, feeds)
     if kind.name in (reference.NAME, _TORCH_CUDA):
         return _trace_torch(bundle, kind, stage, feeds)
-    raise EngineError(
-        f'{kind.name} fuses the nodes of a graph when it builds a plan, so they cannot be shown; '
-        f'--layers works with {", ".join((*_ONNX_RUNTIME, reference.NAME, _TORCH_CUDA))}')
+    if isinstance(kind, TensorRt):
+        return trace_plan(bundle, kind, stage, feeds)
+    known = (*_ONNX_RUNTIME, reference.NAME, _TORCH_CUDA, TensorRt.name)
+    raise EngineError(f'{kind.name} cannot show its nodes; --layers works with '
+                      f'{", ".join(known)}')
 
 
 def _trace_onnx(bundle: Bundle, kind: EngineKind, stage: str,
                 feeds: Mapping[str, np.ndarray]) -> Trace:
-    """Make every value an output of a copy of the graph that the engine runs, in memory."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise EngineError(f'{error.name} is not installed, which --layers needs; pip install '
-                          '"blabberseg_ros[cpu,torch]"') from error
+    """Run a copy of the graph that the engine runs, in which every value is an output."""
+    onnxruntime = imported('onnxruntime')
     reduced = f'{stage}_{getattr(kind, "precision", "fp32")}'
     path = bundle.graph(reduced if reduced in bundle.manifest.graphs else stage)
     provider = kind.settings() if isinstance(kind, OnnxRuntimeCuda) else ON_CPU
-    model = onnx.load(path, load_external_data=False)
-    present = {output.name for output in model.graph.output}
-    names = list(dict.fromkeys(name for node in model.graph.node for name in node.output if name))
-    model.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    traced = every_value(path)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry('session.record_ep_graph_assignment_info', '1')
     options.add_session_config_entry(
         'session.model_external_initializers_file_folder_path', str(path.parent))
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=[(provider.name, dict(provider.options))])
+        traced.model, options, providers=[(provider.name, dict(provider.options))])
     refuse_fallback(session, provider, stage)
-    values = session.run(names, {name: np.ascontiguousarray(value)
-                                 for name, value in feeds.items()})
-    return {name: value for name, value in zip(names, values, strict=True) if _is_float(value)}
+    values = session.run(traced.names, {name: np.ascontiguousarray(value)
+                                        for name, value in feeds.items()})
+    return {name: value for name, value in zip(traced.names, values, strict=True)
+            if _is_float(value)}
 
 
 def _trace_torch(bundle: Bundle, kind: EngineKind, stage: str,

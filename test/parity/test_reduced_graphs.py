@@ -13,8 +13,7 @@ from blabberseg_ros.backends.registry import FAMILIES, backend_class
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeCpuInt8
 from blabberseg_ros.engines.onnxruntime_gpu import CPU, OnnxRuntimeGpuEngine, Provider
-from blabberseg_ros.engines.tensorrt import TensorRt
-from blabberseg_ros.errors import BundleError, EngineError
+from blabberseg_ros.errors import BundleError
 from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.models import random_lseg
 from blabberseg_ros.models.export import as_stored, export_bundle
@@ -169,9 +168,3 @@ def test_layers_show_the_nodes_of_the_integer_graph(integers):
     assert len([node for node in nodes if node.stage == 'image_encoder']) > 100
     assert 'linear' in over[0].name, over[0]
     assert max(node.error for node in over) > TOLERANCE['fp16']
-
-
-def test_layers_show_no_nodes_of_a_plan(integers):
-    question = Question(moving_frames(1, (96, 64))[0], PromptSet(('a',), ('b',)), FusionOptions())
-    with pytest.raises(EngineError, match='tensorrt fuses the nodes'):
-        list(compare_nodes((integers, OnnxRuntimeCpu()), (integers, TensorRt()), question))

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT-RTX's builder, which needs no GPU, and a small bundle to build."""
+"""TensorRT-RTX's builder, which needs no GPU, a small bundle to build, and no pycuda."""
 
+import sys
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
 import tensorrt_rtx_bindings as trt
 
 from blabberseg_ros.bundle import load_bundle
+from blabberseg_ros.engines import tensorrt_runner
 from blabberseg_ros.engines.tensorrt_builder import (
     TENSORRT_RTX,
     load_library,
@@ -15,6 +18,50 @@ from blabberseg_ros.engines.tensorrt_builder import (
     network_flags,
     parse_graph,
 )
+
+
+class Cuda:
+    """pycuda.driver: device memory is a dictionary of arrays by address."""
+
+    def __init__(self):
+        self.memory = {}
+        self.sent = 0
+        self.contexts = []
+        self.pagelocked_empty = np.empty
+        self.Event = lambda: SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
+        self.Error = RuntimeError
+        self.Device = lambda index: SimpleNamespace(retain_primary_context=self.retain)
+        self.init_error = None
+
+    def init(self):
+        pass
+
+    def Stream(self):
+        if self.init_error is not None:
+            raise self.init_error
+        return SimpleNamespace(handle=7, synchronize=lambda: None)
+
+    def retain(self):
+        context = SimpleNamespace(calls=[])
+        for name in ('push', 'pop', 'detach'):
+            setattr(context, name, lambda name=name: context.calls.append(name))
+        self.contexts.append(context)
+        return context
+
+    def allocate(self, size):
+        address = 1000 + len(self.memory)
+        self.memory[address] = np.zeros(size, np.uint8)
+        return address
+
+    def memcpy_htod_async(self, pointer, array, stream):
+        self.sent += 1
+        self.memory[pointer][...] = array.view(np.uint8).ravel()
+
+    def memcpy_dtod_async(self, target, source, size, stream):
+        self.memory[target][:size] = self.memory[source][:size]
+
+    def memcpy_dtoh_async(self, array, pointer, stream):
+        array.view(np.uint8).ravel()[...] = self.memory[pointer][:array.nbytes]
 
 
 @pytest.fixture(scope='session')
@@ -40,9 +87,9 @@ def builder():
 @pytest.fixture
 def parsed(rtx, builder):
     """Return a function that parses a graph into a network."""
-    def parse(graph):
+    def parse(graph, model=None):
         network = builder.builder.create_network(network_flags(rtx))
-        parse_graph(rtx, network, builder.logger, graph)
+        parse_graph(rtx, network, builder.logger, graph, model)
         return network
 
     return parse
@@ -61,3 +108,24 @@ def one_node(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Return what stands in for pycuda.driver."""
+    cuda = Cuda()
+    monkeypatch.setitem(sys.modules, 'pycuda', SimpleNamespace(driver=cuda))
+    monkeypatch.setitem(sys.modules, 'pycuda.driver', cuda)
+    monkeypatch.setitem(sys.modules, 'pycuda.tools', SimpleNamespace(
+        DeviceMemoryPool=lambda: SimpleNamespace(allocate=cuda.allocate,
+                                                 stop_holding=lambda: None)))
+    return cuda
+
+
+@pytest.fixture
+def device(cuda):
+    """Return the runner's device, open."""
+    device = tensorrt_runner.Device()
+    device.open()
+    yield device
+    device.close()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The TensorRT runner without a GPU: pycuda, the library and device memory are stood in for."""
 
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,50 +14,6 @@ from blabberseg_ros.resampling import read_only
 
 SHAPE = (2, 4)
 PROFILES = [Profile((InputRange('x', SHAPE, SHAPE, SHAPE),))]
-
-
-class Cuda:
-    """pycuda.driver: device memory is a dictionary of arrays by address."""
-
-    def __init__(self):
-        self.memory = {}
-        self.sent = 0
-        self.contexts = []
-        self.pagelocked_empty = np.empty
-        self.Event = lambda: SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
-        self.Error = RuntimeError
-        self.Device = lambda index: SimpleNamespace(retain_primary_context=self.retain)
-        self.init_error = None
-
-    def init(self):
-        pass
-
-    def Stream(self):
-        if self.init_error is not None:
-            raise self.init_error
-        return SimpleNamespace(handle=7, synchronize=lambda: None)
-
-    def retain(self):
-        context = SimpleNamespace(calls=[])
-        for name in ('push', 'pop', 'detach'):
-            setattr(context, name, lambda name=name: context.calls.append(name))
-        self.contexts.append(context)
-        return context
-
-    def allocate(self, size):
-        address = 1000 + len(self.memory)
-        self.memory[address] = np.zeros(size, np.uint8)
-        return address
-
-    def memcpy_htod_async(self, pointer, array, stream):
-        self.sent += 1
-        self.memory[pointer][...] = array.view(np.uint8).ravel()
-
-    def memcpy_dtod_async(self, target, source, size, stream):
-        self.memory[target][:size] = self.memory[source][:size]
-
-    def memcpy_dtoh_async(self, array, pointer, stream):
-        array.view(np.uint8).ravel()[...] = self.memory[pointer][:array.nbytes]
 
 
 class Context:
@@ -77,25 +32,6 @@ class Context:
         memory = self._cuda.memory
         memory[self._addresses['y']][...] = memory[self._addresses['x']]
         return True
-
-
-@pytest.fixture
-def cuda(monkeypatch):
-    cuda = Cuda()
-    monkeypatch.setitem(sys.modules, 'pycuda', SimpleNamespace(driver=cuda))
-    monkeypatch.setitem(sys.modules, 'pycuda.driver', cuda)
-    monkeypatch.setitem(sys.modules, 'pycuda.tools', SimpleNamespace(
-        DeviceMemoryPool=lambda: SimpleNamespace(allocate=cuda.allocate,
-                                                 stop_holding=lambda: None)))
-    return cuda
-
-
-@pytest.fixture
-def device(cuda):
-    device = tensorrt_runner.Device()
-    device.open()
-    yield device
-    device.close()
 
 
 def runner_of(cuda, device, monkeypatch, dtype):
