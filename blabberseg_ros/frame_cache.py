@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blabberseg_ros.backends.base import ImageCode
+from blabberseg_ros.backends.values import ImageCode
 
 # Of the C library, which this process has loaded already.
 _memcmp = ctypes.CDLL(None).memcmp

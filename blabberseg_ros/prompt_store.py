@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from blabberseg_ros.atomic import write_bytes
-from blabberseg_ros.backends.base import PromptCode
+from blabberseg_ros.backends.values import PromptCode
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from types import TracebackType
 
 import numpy as np
 
-from blabberseg_ros.backends.base import (
-    Backend,
+from blabberseg_ros.backends.base import Backend
+from blabberseg_ros.backends.registry import backend_class
+from blabberseg_ros.backends.values import (
     ImageCode,
     LabelMap,
     PromptCode,
@@ -21,7 +22,6 @@ from blabberseg_ros.backends.base import (
     RunCounts,
     never,
 )
-from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import Bundle, find_bundle, load_bundle, user_cache_folder
 from blabberseg_ros.engines.choose import AUTO, usable_engines
 from blabberseg_ros.errors import (

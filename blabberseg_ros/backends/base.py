@@ -9,7 +9,7 @@ caches; a back-end computes. Its networks are stages, each of which runs on one 
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,11 +17,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from blabberseg_ros.backends.feeds import positive_weights, search_feeds
+from blabberseg_ros.backends.values import (
+    Answer,
+    ImageCode,
+    LabelMap,
+    PromptCode,
+    PromptReading,
+    Query,
+    RunCounts,
+)
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import Engine, EngineKind
 from blabberseg_ros.errors import BundleError, Cancelled
 from blabberseg_ros.heatmap import (
-    FusionOptions,
     Threshold,
     apply_threshold,
     blur_and_resize,
@@ -32,119 +40,12 @@ from blabberseg_ros.heatmap import (
 from blabberseg_ros.prompts import PromptSet, default_prompts
 from blabberseg_ros.resampling import blur_and_resize_matrices, read_only, triangle_matrices
 
-# Where the back-end's engine keeps it; only the back-end looks inside.
-ImageCode = Any
 # Prompts that share one run of the decoder: on two cores 32 of them take 0.1 to 1.5 s.
 DECODE_GROUP = 32
 # Prompt sets whose stacked codes are kept.
 _STACKS = 16
 # Stage of engines that do everything after the image code at once, on their device.
 ANSWER = 'answer'
-
-
-def never() -> bool:
-    """Return False: the answer of a caller who never loses interest."""
-    return False
-
-
-@dataclass(frozen=True)
-class PromptCode:
-    """All that a decoder needs to know of one prompt, small enough to keep on disk.
-
-    Attributes:
-        arrays: named float32 or integer arrays on the host, for CLIPSeg the FiLM pair.
-    """
-
-    arrays: tuple[tuple[str, np.ndarray], ...]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """Return one of the arrays."""
-        return dict(self.arrays)[name]
-
-
-@dataclass(frozen=True)
-class PromptReading:
-    """How a text was understood.
-
-    Attributes:
-        text: as it was given.
-        kept: what of the cleaned text was read; all of it unless it was too long.
-        truncated_at: character of the cleaned text at which it was cut, or None.
-        unseen_words: words that the model was never trained on.
-    """
-
-    text: str
-    kept: str
-    truncated_at: int | None = None
-    unseen_words: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is asked of an image.
-
-    Attributes:
-        is_positive: for each prompt whether it stands for safe ground.
-        fusion: blur, threshold and failure rules.
-        size: (height, width) of the image in pixels.
-        with_probability: whether the probability is wanted; a device need not copy it else.
-        cancelled: looked at between pieces of work; True ends it with `Cancelled`.
-        decode_budget_ms: time that the decoder may take, for back-ends that decode in the order
-            of the prompts; None is no limit.
-    """
-
-    is_positive: tuple[bool, ...]
-    fusion: FusionOptions
-    size: tuple[int, int]
-    with_probability: bool = True
-    cancelled: Callable[[], bool] = never
-    decode_budget_ms: float | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the prompts say about an image, on the host.
-
-    Attributes:
-        probability: float32 [H, W] of safe ground, or None if it was not wanted.
-        mask: uint8 [H, W], 255 where it is safe.
-        threshold: the one that cut the mask.
-        finite: whether every probability is a number; if not, nothing here can be trusted.
-        notes: what the user should know of this answer.
-        decode_ms, fuse_ms, threshold_ms: wall-clock times; a back-end that does all at once on a
-            device reports the whole as `decode_ms`.
-    """
-
-    probability: np.ndarray | None
-    mask: np.ndarray
-    threshold: Threshold
-    finite: bool
-    decode_ms: float
-    fuse_ms: float = 0.0
-    threshold_ms: float = 0.0
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class LabelMap:
-    """The likeliest label of each pixel.
-
-    Attributes:
-        labels: uint8 [H, W], indices into `names`.
-        names: of the model's labels; of pixels without one as well, if there are such.
-    """
-
-    labels: np.ndarray
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RunCounts:
-    """How often each stage has really run, counted inside the engines."""
-
-    image_encoder: int = 0
-    text_encoder: int = 0
-    decoder: int = 0
 
 
 @dataclass(frozen=True)

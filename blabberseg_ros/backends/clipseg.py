@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from blabberseg_ros.backends.base import ImageCode, PromptCode
 from blabberseg_ros.backends.text import TextBackend
+from blabberseg_ros.backends.values import ImageCode, PromptCode
 from blabberseg_ros.errors import NotFiniteError
 
 

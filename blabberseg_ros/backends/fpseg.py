@@ -15,10 +15,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from blabberseg_ros.backends.base import (
-    DECODE_GROUP,
+from blabberseg_ros.backends.base import DECODE_GROUP, Backend
+from blabberseg_ros.backends.fpseg_classes import Classes
+from blabberseg_ros.backends.fpseg_fit import fitted_size, matrices_in, matrices_out
+from blabberseg_ros.backends.values import (
     Answer,
-    Backend,
     ImageCode,
     LabelMap,
     PromptCode,
@@ -26,8 +27,6 @@ from blabberseg_ros.backends.base import (
     Query,
     never,
 )
-from blabberseg_ros.backends.fpseg_classes import Classes
-from blabberseg_ros.backends.fpseg_fit import fitted_size, matrices_in, matrices_out
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import EngineKind
 from blabberseg_ros.errors import Cancelled, ParameterError

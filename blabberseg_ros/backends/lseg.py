@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from blabberseg_ros.backends.base import ImageCode, PromptCode
 from blabberseg_ros.backends.text import TextBackend
+from blabberseg_ros.backends.values import ImageCode, PromptCode
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import EngineKind
 from blabberseg_ros.errors import NotFiniteError

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blabberseg_ros.backends.base import Backend, PromptReading
+from blabberseg_ros.backends.base import Backend
+from blabberseg_ros.backends.values import PromptReading
 from blabberseg_ros.bundle import TOKENIZER, Bundle
 from blabberseg_ros.engines.base import EngineKind
 from blabberseg_ros.text import Tokenizer, words_of

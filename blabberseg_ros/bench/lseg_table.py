@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blabberseg_ros.backends.base import Query
 from blabberseg_ros.backends.lseg import LSegBackend
+from blabberseg_ros.backends.values import Query
 from blabberseg_ros.bench.machine import device_name
 from blabberseg_ros.bench.records import Row, Times, make_row
 from blabberseg_ros.bundle import Bundle

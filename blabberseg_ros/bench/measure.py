@@ -140,7 +140,7 @@ def _time_case(segmenter: Any, row: Callable[..., Row], case: Case, job: Job) ->
 def _time_stages(backend: Any, frames: Sequence[np.ndarray], prompts: PromptSet,
                  row: Callable[..., Row], case: Case, job: Job) -> Iterator[Row]:
     """Measure the stages one by one, waiting for the device after each."""
-    from blabberseg_ros.backends.base import Query
+    from blabberseg_ros.backends.values import Query
 
     wait = _waiter(backend.kind.device)
     codes = backend.encode_prompts(prompts.texts)

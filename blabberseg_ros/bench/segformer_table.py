@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from blabberseg_ros.backends.base import Query
 from blabberseg_ros.backends.segformer import SegformerBackend
+from blabberseg_ros.backends.values import Query
 from blabberseg_ros.bench.lseg_table import Limits, repeat
 from blabberseg_ros.bench.machine import device_name
 from blabberseg_ros.bench.records import NEW_FRAME, STAGE, Row, Times, make_row

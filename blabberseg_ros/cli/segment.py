@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from blabberseg_ros.atomic import write_atomically, write_text
-from blabberseg_ros.backends.base import LabelMap
+from blabberseg_ros.backends.values import LabelMap
 from blabberseg_ros.cli.options import (
     add_class_options,
     add_fusion_options,

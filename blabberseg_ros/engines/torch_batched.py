@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from blabberseg_ros.backends.base import PromptCode
 from blabberseg_ros.backends.feeds import search_feeds
+from blabberseg_ros.backends.values import PromptCode
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines import cuda_kernels
 from blabberseg_ros.engines.torch_stages import CudaStages

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blabberseg_ros.backends.base import Backend, PromptCode, Query
+from blabberseg_ros.backends.base import Backend
+from blabberseg_ros.backends.values import PromptCode, Query
 from blabberseg_ros.errors import NotFiniteError
 from blabberseg_ros.heatmap import FusionOptions, find_threshold
 from blabberseg_ros.parity.metrics import (

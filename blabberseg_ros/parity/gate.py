@@ -18,7 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from blabberseg_ros.backends.base import Backend, Query
+from blabberseg_ros.backends.base import Backend
+from blabberseg_ros.backends.values import Query
 from blabberseg_ros.bundle import Bundle, Manifest
 from blabberseg_ros.engines.base import EngineKind
 from blabberseg_ros.errors import EngineError, NotFiniteError, ParityError

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from blabberseg_ros.backends.base import Query
 from blabberseg_ros.backends.registry import backend_class
+from blabberseg_ros.backends.values import Query
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import Engine, EngineKind, TensorSpec, Value
 from blabberseg_ros.engines.onnxruntime_gpu import ON_CPU, OnnxRuntimeCuda, refuse_fallback

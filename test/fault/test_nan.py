@@ -10,8 +10,8 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from harness import mask_of, scene
 
-from blabberseg_ros.backends.base import PromptCode
 from blabberseg_ros.backends.registry import FAMILIES, backend_class
+from blabberseg_ros.backends.values import PromptCode
 from blabberseg_ros.bundle import WEIGHTS, load_bundle, write_manifest
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
 from blabberseg_ros.prompt_store import PromptStore

@@ -11,8 +11,8 @@ import transformers
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from blabberseg_ros.backends.base import Query
 from blabberseg_ros.backends.segformer import SegformerBackend
+from blabberseg_ros.backends.values import Query
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
 from blabberseg_ros.heatmap import FusionOptions

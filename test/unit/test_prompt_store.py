@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blabberseg_ros.backends.base import PromptCode
+from blabberseg_ros.backends.values import PromptCode
 from blabberseg_ros.prompt_store import PromptStore
 
 CODE = PromptCode((('add', np.arange(4, dtype=np.float32)),

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from blabberseg_ros.backends.base import PromptCode, RunCounts
+from blabberseg_ros.backends.values import PromptCode, RunCounts
 from blabberseg_ros.errors import (
     BundleError,
     Cancelled,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from blabberseg_ros.backends import fpseg
-from blabberseg_ros.backends.base import Query
 from blabberseg_ros.backends.fpseg import FpSegBackend, SemanticMap
 from blabberseg_ros.backends.fpseg_fit import fitted_size, matrices_in, matrices_out
+from blabberseg_ros.backends.values import Query
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.cli.main import main
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from blabberseg_ros.backends.base import PromptCode
 from blabberseg_ros.backends.segformer import SegformerBackend
+from blabberseg_ros.backends.values import PromptCode
 from blabberseg_ros.bundle import load_bundle, write_manifest
 from blabberseg_ros.cli.main import main
 from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu

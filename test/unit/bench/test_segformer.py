@@ -6,8 +6,8 @@ import csv
 import numpy as np
 import pytest
 
-from blabberseg_ros.backends.base import Query
 from blabberseg_ros.backends.segformer import SegformerBackend
+from blabberseg_ros.backends.values import Query
 from blabberseg_ros.bench import lseg_table, segformer_table
 from blabberseg_ros.bench.baselines_segformer import PlainSegformer, write_random_folder
 from blabberseg_ros.bench.model import write_model
