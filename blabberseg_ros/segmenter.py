@@ -3,9 +3,7 @@
 
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -13,15 +11,7 @@ import numpy as np
 
 from blabberseg_ros.backends.base import Backend
 from blabberseg_ros.backends.registry import backend_class
-from blabberseg_ros.backends.values import (
-    ImageCode,
-    LabelMap,
-    PromptCode,
-    PromptReading,
-    Query,
-    RunCounts,
-    never,
-)
+from blabberseg_ros.backends.values import ImageCode, LabelMap, Query, RunCounts, never
 from blabberseg_ros.bundle import Bundle, find_bundle, load_bundle, user_cache_folder
 from blabberseg_ros.engines.choose import AUTO, usable_engines
 from blabberseg_ros.errors import (
@@ -34,64 +24,12 @@ from blabberseg_ros.errors import (
 from blabberseg_ros.frame_cache import FrameCache
 from blabberseg_ros.heatmap import CacheHits, FusionOptions, Heatmap, Timings
 from blabberseg_ros.parity.gate import Shapes, admit, nearest_shapes
+from blabberseg_ros.prompt_cache import PromptCache, PromptReport
 from blabberseg_ros.prompt_store import PromptStore
 from blabberseg_ros.prompts import PromptSet
 
 _LOG = logging.getLogger(__name__)
 MAX_PIXELS = 64_000_000
-PROMPT_CACHE_SIZE = 1024
-PROMPT_SET_CACHE_SIZE = 16
-
-
-@dataclass(frozen=True)
-class PromptReport:
-    """What encoding a prompt set took and how it was understood.
-
-    Attributes:
-        encoded: number of prompts that the text tower encoded.
-        cached: number of prompts that were known already.
-        truncated: readings of the prompts that were too long.
-        unseen_words: words that the model was never trained on.
-        matches: which of the model's own labels a prompt stands for, where that is not plain.
-        cut: the prompts of `truncated` as they stand in the set, without the sentence.
-        encode_ms: wall-clock time in milliseconds.
-    """
-
-    encoded: int
-    cached: int
-    truncated: tuple[PromptReading, ...]
-    unseen_words: tuple[str, ...]
-    matches: tuple[str, ...]
-    cut: tuple[str, ...]
-    encode_ms: float
-
-    @property
-    def message(self) -> str:
-        """Return what a user should know, or an empty text."""
-        parts = [describe_truncation(reading) for reading in self.truncated]
-        if self.unseen_words:
-            parts.append('the model was never trained on: ' + ', '.join(self.unseen_words))
-        return '; '.join(parts)
-
-    @property
-    def explanation(self) -> str:
-        """Return the message and how prompts were matched to the model's own labels."""
-        return '; '.join(filter(None, (self.message, *self.matches)))
-
-
-@dataclass(frozen=True)
-class _KnownPrompt:
-    reading: PromptReading
-    code: PromptCode
-
-
-@dataclass(frozen=True)
-class _KnownSet:
-    """A prompt set whose prompts were all known: what is said of it, its codes, their rows."""
-
-    report: PromptReport
-    codes: tuple[PromptCode, ...]
-    rows: int
 
 
 class Segmenter:
@@ -125,10 +63,8 @@ class Segmenter:
         self._decode_budget_ms = decode_budget_ms
         self._checked: set[Shapes] = set()
         self._images = FrameCache()
-        self._prompts: OrderedDict[str, _KnownPrompt] = OrderedDict()
-        self._sets: OrderedDict[PromptSet, _KnownSet] = OrderedDict()
-        self._store = (PromptStore(cache_dir, backend.bundle.fingerprint)
-                       if cache_dir is not None and backend.keeps_codes else None)
+        self._prompts = PromptCache(PromptStore(cache_dir, backend.bundle.fingerprint)
+                                    if cache_dir is not None and backend.keeps_codes else None)
 
     @classmethod
     def open(cls, bundle: str | Path, *, backend: str = AUTO, engine: str = AUTO,
@@ -271,7 +207,6 @@ class Segmenter:
         """Empty the caches in memory, for example to free them after an out-of-memory error."""
         self._images.clear()
         self._prompts.clear()
-        self._sets.clear()
 
     def encode(self, prompts: PromptSet) -> PromptReport:
         """Make the codes of a prompt set known, so that frames need not wait for them.
@@ -280,44 +215,7 @@ class Segmenter:
             PromptError: a prompt cannot be used.
             EngineError: the text tower fails.
         """
-        # Most frames come with the prompts of the last one: looking at each text again would take
-        # a twentieth of the frame on a fast GPU.
-        if prompts in self._sets:
-            self._sets.move_to_end(prompts)
-            return self._sets[prompts].report
-        started = time.perf_counter()
-        all_texts = self.backend.texts(prompts)
-        texts = list(dict.fromkeys(all_texts))
-        missing = [text for text in texts if text not in self._prompts and not self._recall(text)]
-        if missing:
-            # Read first: a prompt that is refused costs no run.
-            readings = [self.backend.read_prompt(text) for text in missing]
-            codes = self.backend.encode_prompts(missing)
-            for text, reading, code in zip(missing, readings, codes, strict=True):
-                self._remember(text, _KnownPrompt(reading, code))
-                if self._store is not None:
-                    self._store.save(text, code)
-        known = [self._known(text) for text in texts]
-        readings = [each.reading for each in known]
-        truncated = tuple(reading for reading in readings if reading.truncated_at is not None)
-        cut = {reading.text for reading in truncated}
-        report = PromptReport(
-            encoded=len(missing),
-            cached=len(texts) - len(missing),
-            truncated=truncated,
-            unseen_words=_unique(word for reading in readings for word in reading.unseen_words),
-            matches=_unique(filter(None, (
-                self.backend.describe_match(text, each.code)
-                for text, each in zip(texts, known, strict=True)))),
-            cut=tuple(prompt for prompt, text in zip(prompts.bare_texts, all_texts, strict=True)
-                      if text in cut),
-            encode_ms=_ms_since(started))
-        self._sets[prompts] = _KnownSet(
-            replace(report, encoded=0, cached=len(texts), encode_ms=0.0),
-            tuple(self._known(text).code for text in all_texts),
-            self.backend.rows(all_texts))
-        self._trim()
-        return report
+        return self._prompts.encode(prompts, self.backend).report
 
     def segment(self, image: np.ndarray, prompts: PromptSet,
                 fusion: FusionOptions | None = None, *,
@@ -344,12 +242,12 @@ class Segmenter:
         fusion = fusion or FusionOptions()
         check_image(image)
         started = time.perf_counter()
-        report = self.encode(prompts)
-        self._check_shapes(Shapes(image.shape[1], image.shape[0], self._sets[prompts].rows))
+        known = self._prompts.encode(prompts, self.backend)
+        self._check_shapes(Shapes(image.shape[1], image.shape[0], known.rows))
         encoded = time.perf_counter()
         image_code, image_was_known = self._encode_image(image)
         seen = time.perf_counter()
-        answer = self.backend.answer(image_code, self._sets[prompts].codes, Query(
+        answer = self.backend.answer(image_code, known.codes, Query(
             prompts.is_positive, fusion, image.shape[:2], with_probability, cancelled,
             self._decode_budget_ms))
         if not answer.finite:
@@ -361,12 +259,12 @@ class Segmenter:
             mask=answer.mask, probability=answer.probability, threshold=answer.threshold.value,
             success=answer.threshold.success,
             message='; '.join(filter(None, (
-                _message(report, answer.threshold.success, fusion), *answer.notes))),
+                _message(known.report, answer.threshold.success, fusion), *answer.notes))),
             timings=Timings(
                 encode_text_ms=(encoded - started) * 1e3, encode_image_ms=(seen - encoded) * 1e3,
                 decode_ms=answer.decode_ms, fuse_ms=answer.fuse_ms,
                 threshold_ms=answer.threshold_ms, total_ms=_ms_since(started)),
-            cache_hits=CacheHits(image_was_known, report.cached, report.encoded))
+            cache_hits=CacheHits(image_was_known, known.report.cached, known.report.encoded))
 
     def label_map(self, image: np.ndarray) -> LabelMap | None:
         """Return the likeliest label of each pixel, or None if the model has no labels of its own.
@@ -391,28 +289,6 @@ class Segmenter:
         code = self.backend.encode_image(image)
         self._images.keep(image, code)
         return code, False
-
-    def _recall(self, text: str) -> bool:
-        """Take a prompt from the disk into memory; return whether it was there."""
-        code = self._store.load(text) if self._store is not None else None
-        if code is None:
-            return False
-        self._remember(text, _KnownPrompt(self.backend.read_prompt(text), code))
-        return True
-
-    def _remember(self, text: str, known: _KnownPrompt) -> None:
-        self._prompts[text] = known
-
-    def _known(self, text: str) -> _KnownPrompt:
-        self._prompts.move_to_end(text)
-        return self._prompts[text]
-
-    def _trim(self) -> None:
-        """Drop the prompts and prompt sets that were used longest ago."""
-        while len(self._prompts) > PROMPT_CACHE_SIZE:
-            self._prompts.popitem(last=False)
-        while len(self._sets) > PROMPT_SET_CACHE_SIZE:
-            self._sets.popitem(last=False)
 
 
 def check_image(image: np.ndarray) -> None:
@@ -446,12 +322,6 @@ def _check_budget(backend: Backend, decode_budget_ms: float | None) -> None:
                              'class; give more than 0, or none for no limit')
 
 
-def describe_truncation(reading: PromptReading) -> str:
-    """Return which prompt was cut, where, and what was read."""
-    return (f'the prompt {reading.text[:60]!r} is too long for the model and was cut at character '
-            f'{reading.truncated_at}, after {reading.kept[-30:]!r}')
-
-
 def _message(report: PromptReport, success: bool, fusion: FusionOptions) -> str:
     parts = [report.message] if report.message else []
     if not success:
@@ -459,10 +329,6 @@ def _message(report: PromptReport, success: bool, fusion: FusionOptions) -> str:
         parts.append(
             f'no threshold{floor} makes {fusion.dynamic_threshold:.0%} of the image safe')
     return '; '.join(parts)
-
-
-def _unique(words: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(words))
 
 
 def _ms_since(started: float) -> float:

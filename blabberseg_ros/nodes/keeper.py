@@ -19,8 +19,8 @@ from blabberseg_ros.errors import (
     PromptError,
 )
 from blabberseg_ros.heatmap import FusionOptions, Heatmap
+from blabberseg_ros.prompt_cache import PromptReport
 from blabberseg_ros.prompts import PromptSet
-from blabberseg_ros.segmenter import PromptReport
 
 REOPEN_AFTER_FAILURES = 3
 REOPEN_INTERVAL_S = 5.0

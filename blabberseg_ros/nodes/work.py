@@ -9,8 +9,8 @@ import numpy as np
 
 from blabberseg_ros.errors import EngineError
 from blabberseg_ros.heatmap import FusionOptions, Heatmap
+from blabberseg_ros.prompt_cache import PromptReport
 from blabberseg_ros.prompts import PromptSet
-from blabberseg_ros.segmenter import PromptReport
 
 
 class Withdrawn(EngineError):

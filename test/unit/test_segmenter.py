@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segmenter on the real ONNX Runtime engine: right answers, and nothing computed twice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -150,12 +152,12 @@ def test_what_is_not_an_image_is_refused(segmenter, image):
 def test_nan_is_an_error_and_is_not_remembered(segmenter):
     image = frame(9)
     good = segmenter.segment(image, PROMPTS)
-    poison = PromptCode((('mul', np.full_like(segmenter._known(PROMPTS.texts[0]).code['mul'],
-                                              np.nan)),
-                         ('add', segmenter._known(PROMPTS.texts[0]).code['add'])))
-    known = segmenter._prompts[PROMPTS.texts[0]]
-    segmenter._prompts[PROMPTS.texts[0]] = type(known)(known.reading, poison)
-    segmenter._sets.clear()
+    cache, text = segmenter._prompts, PROMPTS.texts[0]
+    known = cache._prompts[text]
+    poison = PromptCode((('mul', np.full_like(known.code['mul'], np.nan)),
+                         ('add', known.code['add'])))
+    cache._prompts[text] = replace(known, code=poison)
+    cache._sets.clear()
     with pytest.raises(NotFiniteError):
         segmenter.segment(image, PROMPTS)
     segmenter.forget()

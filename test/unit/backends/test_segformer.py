@@ -123,8 +123,8 @@ def test_the_same_weights_with_other_labels_do_not_share_prompts(bundle_folder, 
     for name, order in (('as they are', labels), ('turned', labels[::-1])):
         folder = changed(bundle_folder, tmp_path / name, labels=order)
         with Segmenter.open(folder, cache_dir=tmp_path / 'cache', engine='onnxruntime-cpu') as it:
-            it.encode(prompts)
-            code, = (it._prompts[text].code for text in prompts.positive)
+            codes = it._prompts.encode(prompts, it.backend).codes
+            code = codes[prompts.is_positive.index(True)]
             weights.append(code['labels'])
             assert [order[index] for index in np.flatnonzero(code['labels'])] == ['grass']
     assert not np.array_equal(*weights)

@@ -14,8 +14,8 @@ from blabberseg_ros.errors import EngineError
 from blabberseg_ros.nodes import heatmap_node
 from blabberseg_ros.nodes.heatmap_node import HeatmapNode
 from blabberseg_ros.nodes.work import PromptChange
+from blabberseg_ros.prompt_cache import PromptReport
 from blabberseg_ros.prompts import default_prompts
-from blabberseg_ros.segmenter import PromptReport
 
 
 class InUse(Future):

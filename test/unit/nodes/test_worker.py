@@ -13,8 +13,8 @@ from blabberseg_ros.heatmap import FusionOptions, Heatmap
 from blabberseg_ros.nodes import keeper
 from blabberseg_ros.nodes.work import Frame, Withdrawn
 from blabberseg_ros.nodes.worker import MAX_WAITING_REQUESTS, Worker
+from blabberseg_ros.prompt_cache import PromptReport
 from blabberseg_ros.prompts import PromptSet
-from blabberseg_ros.segmenter import PromptReport
 
 WAIT_S = 30.0
 OLD = PromptSet(('old',), ('bad',))
