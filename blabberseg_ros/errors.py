@@ -40,3 +40,10 @@ class ParityError(EngineError):
 
 class ParameterError(BlabbersegError):
     """An option is out of its bounds."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a user is told about an error: its own words, or that it is a bug."""
+    if isinstance(error, BlabbersegError):
+        return str(error)
+    return f'internal error, please report it: {error!r}'

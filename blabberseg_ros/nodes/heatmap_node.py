@@ -22,13 +22,12 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallb
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.time import Time
 from ros2_open_voc_landing_heatmap_srv.srv import GetLandingHeatmap
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from blabberseg_ros.engines.choose import AUTO
-from blabberseg_ros.errors import BlabbersegError, Cancelled, EngineError
+from blabberseg_ros.errors import BlabbersegError, Cancelled, EngineError, reason_of
 from blabberseg_ros.heatmap import FusionOptions, Heatmap
 from blabberseg_ros.nodes.diagnostics import ModelState, NodeState, Statistics, report, to_array
 from blabberseg_ros.nodes.images import black_mask, to_message, to_rgb
@@ -38,9 +37,10 @@ from blabberseg_ros.nodes.parameters import (
     PROMPT_NAMES,
     HeatmapParameters,
 )
+from blabberseg_ros.nodes.prompt_control import PromptControl
 from blabberseg_ros.nodes.spin import run_node
 from blabberseg_ros.nodes.stream import Stream
-from blabberseg_ros.nodes.work import PromptChange, Segmented, Withdrawn
+from blabberseg_ros.nodes.work import Segmented
 from blabberseg_ros.nodes.worker import Worker
 from blabberseg_ros.prompts import PromptSet
 from blabberseg_ros.segmenter import Segmenter
@@ -52,7 +52,6 @@ SERVICE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 # No threshold of a probability leaves anything above it: what a black mask corresponds to.
 NOTHING_SAFE = 1.0
 PROGRESS_INTERVAL_S = 5.0
-ENCODE_TIMEOUT_S = 60.0
 RETRY_FIRST_S, RETRY_LAST_S = 5.0, 60.0
 STOP_TIMEOUT_S = 3.0
 
@@ -77,7 +76,6 @@ class HeatmapNode(LifecycleNode):
         super().__init__(NODE_NAME)
         self._values = HEATMAP_TABLE.declare(self, backend=backend)
         self._values_lock = threading.RLock()
-        self._mirroring = threading.local()
         self._lifecycle = UNCONFIGURED
         self._problem = ''
         self._model = ModelState()
@@ -86,13 +84,14 @@ class HeatmapNode(LifecycleNode):
             self.get_logger().warning, lambda: self.get_clock().now().nanoseconds,
             self._note_model)
         self._stream = Stream(self, self._worker, self._statistics)
+        self._prompts = PromptControl(self, self._worker, self._values_lock)
         self._final = self.create_publisher(Image, '/final_heatmap', 1)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 1)
         requests = ReentrantCallbackGroup()
         for service, name, callback in (
                 (GetLandingHeatmap, NODE_NAME, self._on_heatmap),
-                (SetPrompts, '~/set_prompts', self._on_set_prompts),
-                (GetPrompts, '~/get_prompts', self._on_get_prompts)):
+                (SetPrompts, '~/set_prompts', self._prompts.on_set),
+                (GetPrompts, '~/get_prompts', self._prompts.on_get)):
             self.create_service(service, name, callback, qos_profile=SERVICE_QOS,
                                 callback_group=requests)
         self.add_on_set_parameters_callback(self._on_parameters)
@@ -102,6 +101,11 @@ class HeatmapNode(LifecycleNode):
         self._retry_s, self._next_try_s = RETRY_FIRST_S, 0.0
         self._autostart_timer = self.create_timer(
             0.1, self._autostart, callback_group=MutuallyExclusiveCallbackGroup())
+
+    @property
+    def lifecycle(self) -> str:
+        """Return the label of the lifecycle state."""
+        return self._lifecycle
 
     @property
     def active(self) -> bool:
@@ -179,7 +183,7 @@ class HeatmapNode(LifecycleNode):
     def _configure(self) -> None:
         values = self._values
         if values.prompts_file:
-            self._store_prompts(PromptSet.from_yaml(values.prompts_file))
+            self._prompts.fill_parameters(PromptSet.from_yaml(values.prompts_file))
         self._wait(self._worker.open(lambda: Segmenter.open(
             values.bundle, backend=values.backend, engine=values.engine, device=values.device,
             cache_dir=Path(values.cache_dir).expanduser() if values.cache_dir else None,
@@ -246,7 +250,7 @@ class HeatmapNode(LifecycleNode):
             response.success = bool(heatmap.success)
             self.note_answer(heatmap, 'requests')
         except Exception as error:  # a caller without an answer waits for ever
-            reason = _reason(error)
+            reason = reason_of(error)
             self._statistics.refused('requests', reason, late=isinstance(error, Cancelled))
             self.get_logger().warning(f'request refused: {reason}', throttle_duration_sec=1.0)
             response.heatmap = black_mask(
@@ -295,41 +299,7 @@ class HeatmapNode(LifecycleNode):
             return header
         return Header(stamp=self.get_clock().now().to_msg(), frame_id=header.frame_id)
 
-    # Prompts: whatever is set last wins, by service or by parameter.
-
-    def _on_set_prompts(self, request: SetPrompts.Request,
-                        response: SetPrompts.Response) -> SetPrompts.Response:
-        try:
-            if not self.active:
-                raise EngineError(f'the node is {self._lifecycle}; activate it first, or set the '
-                                  'prompt parameters')
-            template = request.prompt_template or self._values.prompt_template
-            prompts = PromptSet(tuple(request.positive), tuple(request.negative), template)
-            change = self._change_prompts(prompts)
-            self._show_prompts()  # before the caller can change one of them
-        except Exception as error:  # as above
-            response.success = False
-            response.message = _reason(error)
-            self.get_logger().warning(f'prompts refused: {response.message}',
-                                      throttle_duration_sec=1.0)
-            return response
-        response.success = True
-        response.message = change.report.explanation
-        response.truncated = list(change.report.cut)
-        response.encode_ms = float(change.report.encode_ms)
-        response.since = Time(nanoseconds=change.since_ns).to_msg()
-        return response
-
-    def _on_get_prompts(self, request: GetPrompts.Request,
-                        response: GetPrompts.Response) -> GetPrompts.Response:
-        change = self._worker.prompts
-        prompts = change.prompts if change is not None else self._values.prompts
-        response.positive = list(prompts.positive)
-        response.negative = list(prompts.negative)
-        response.prompt_template = prompts.template
-        if change is not None:
-            response.since = Time(nanoseconds=change.since_ns).to_msg()
-        return response
+    # Parameters
 
     def _on_parameters(self, requested: list[Parameter]) -> SetParametersResult:
         with self._values_lock:
@@ -342,62 +312,9 @@ class HeatmapNode(LifecycleNode):
                 return result
             mentioned = {item.name for item in requested} & PROMPT_NAMES
             self._worker.min_period_s = self._values.min_period_s
-            if mentioned and self.active and not getattr(self._mirroring, 'now', False):
-                self._submit_prompts(self._values.prompts)
+            if mentioned and self.active:
+                self._prompts.on_parameters(self._values.prompts)
         return result
-
-    def _change_prompts(self, prompts: PromptSet) -> PromptChange:
-        """Put prompts into use.
-
-        Raises:
-            EngineError: encoding takes too long; the prompts do not come into use any more.
-        """
-        future = self._submit_prompts(prompts)
-        try:
-            return future.result(ENCODE_TIMEOUT_S)
-        except FutureTimeoutError:
-            if not future.cancel():  # they come into use at this very moment
-                return future.result()
-        raise EngineError(
-            f'the prompts were not encoded within {ENCODE_TIMEOUT_S:g} s and are not in use')
-
-    def _submit_prompts(self, prompts: PromptSet) -> 'Future[PromptChange]':
-        future = self._worker.set_prompts(prompts)
-        future.add_done_callback(self._prompts_settled)
-        return future
-
-    def _prompts_settled(self, future: 'Future[PromptChange]') -> None:
-        """Let the parameters show what is in use, whether the change came about or not."""
-        error = None if future.cancelled() else future.exception()
-        if isinstance(error, Withdrawn):
-            return
-        if error is not None:
-            self.get_logger().error(f'the prompts stay as they were: {error}')
-        elif not future.cancelled():
-            self.get_logger().info('; '.join(filter(None, (
-                'new prompts are in use', future.result().report.explanation))))
-        self._show_prompts()
-
-    def _show_prompts(self) -> None:
-        """Let the parameters show the prompts in use.
-
-        A change that has been asked for since then is what they show already.
-        """
-        with self._values_lock:
-            change = self._worker.prompts
-            if change is not None and not self._worker.changing:
-                self._store_prompts(change.prompts)
-
-    def _store_prompts(self, prompts: PromptSet) -> None:
-        """Put prompts into the parameters without having them encoded once more."""
-        self._mirroring.now = True
-        try:
-            self.set_parameters_atomically([
-                Parameter('positive_prompts', value=list(prompts.positive)),
-                Parameter('negative_prompts', value=list(prompts.negative)),
-                Parameter('prompt_template', value=prompts.template)])
-        finally:
-            self._mirroring.now = False
 
     # Diagnostics
 
@@ -432,12 +349,6 @@ class HeatmapNode(LifecycleNode):
         self._model = ModelState(
             segmenter.bundle.manifest.name, segmenter.engine_name, segmenter.precision,
             counts.image_encoder, counts.text_encoder, counts.decoder)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, BlabbersegError):
-        return str(error)
-    return f'internal error, please report it: {error!r}'
 
 
 def main(arguments: Sequence[str] | None = None, backend: str = AUTO) -> int:
