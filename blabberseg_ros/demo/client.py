@@ -7,7 +7,7 @@ on, and declares just that unsafe.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,12 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Bool
 
 from blabberseg_ros.demo.client_parameters import CLIENT_TABLE
+from blabberseg_ros.demo.heatmap_client import (
+    HeatmapClient,
+    Receive,
+    frame_request,
+    question_request,
+)
 from blabberseg_ros.demo.lander import LanderOptions
 from blabberseg_ros.demo.moments import Moments
 from blabberseg_ros.demo.pilot import Pilot
@@ -35,15 +41,11 @@ from blabberseg_ros.demo.recording import Answer, Diagnosis, Event, Flight, Posi
 from blabberseg_ros.errors import ImageError
 from blabberseg_ros.nodes.images import to_rgb
 from blabberseg_ros.nodes.spin import run_node
-from blabberseg_ros.prompts import SEPARATOR, PromptSet
+from blabberseg_ros.prompts import PromptSet
 
 NODE_NAME = 'demo_client'
 CONTROL_PERIOD_S = 0.05
 KEPT_POSES = 100
-# Room that is asked for, in radii of the ground that a spot needs.
-ROOM_RADII = 2.0
-# Questions are put with a fixed, low threshold: what is looked for is the best of a few.
-QUESTION_THRESHOLD = 0.3
 NOT_LANDED = 3
 LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -76,8 +78,6 @@ class DemoClient(Node):
         self._start_ns: int | None = None
         self._pilot: Pilot | None = None
         self._first_height_m = 0.0
-        self._pending: Any = None
-        self._pending_since_s = 0.0
         # The change of prompts: questions, then the service, then the first mask.
         self._switch: PromptSwitch | None = None
         self._switch_frame: Image | None = None
@@ -98,7 +98,7 @@ class DemoClient(Node):
             self.create_subscription(kind, topic, callback, 1)
         self.create_subscription(Bool, values.landed_topic, self._on_landed, LATCHED_QOS)
         self.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, 10)
-        self._heatmaps: Client = self.create_client(GetLandingHeatmap, node)
+        self._heatmaps = HeatmapClient(self, values)
         self._set_prompts: Client = self.create_client(SetPrompts, f'{node}/set_prompts')
         self._get_prompts: Client = self.create_client(GetPrompts, f'{node}/get_prompts')
         self.create_timer(CONTROL_PERIOD_S, self._control)
@@ -188,15 +188,15 @@ class DemoClient(Node):
             return None
         return Viewpoint(position[0], position[1], max(position[2], 0.1), self._focal)
 
-    # Heatmaps: one request at a time
+    # Heatmaps
 
     def _ask(self) -> None:
         """Send the newest frame, unless a request is under way."""
-        if (self.done or self._pending is not None or not self._active
-                or not self._heatmaps.service_is_ready()):
+        if self.done or not self._active or not self._heatmaps.ready:
             return
         if self._switch is not None and self._switch.question is not None:
-            self._send(self._switch_frame, self._switch.question, 0.0, self._on_verdict)
+            self._send(question_request(self._switch_frame, self._switch.question, self._values),
+                       self._on_verdict)
             return
         frame = self._frame
         if frame is None or _stamp_ns(frame) == self._asked_stamp_ns:
@@ -204,41 +204,16 @@ class DemoClient(Node):
         view = self._view_of(frame)
         if view is not None:
             self._asked_stamp_ns = _stamp_ns(frame)
-            self._send(frame, None, self._share(frame, view), lambda response, sent_s:
+            self._send(frame_request(frame, view, self._values), lambda response, sent_s:
                        self._on_answer(response, sent_s, frame, view))
 
-    def _share(self, frame: Image, view: Viewpoint) -> float:
-        """Return the share of safe ground to ask for: never more than there need be.
+    def _send(self, request: GetLandingHeatmap.Request, receive: Receive) -> None:
+        def received(response: GetLandingHeatmap.Response, sent_s: float) -> None:
+            receive(response, sent_s)
+            self._ask()
 
-        The threshold sinks until the share is found. A tenth of what is seen from 100 m are
-        2,200 m², and where there are not so many that are safe, others would be called so.
-        """
-        needed = view.share_of(
-            ROOM_RADII * self._values.safety_radius_m, (frame.width, frame.height))
-        return min(self._values.dynamic_threshold, needed)
-
-    def _send(self, frame: Image | None, question: PromptSet | None, share: float,
-              receive: Callable[[GetLandingHeatmap.Response, float], None]) -> None:
-        values = self._values
-        request = GetLandingHeatmap.Request(
-            image=frame, safety_threshold=values.safety_threshold,
-            blur_kernel_size=values.blur_kernel_size, dynamic_threshold=share)
-        if question is not None:
-            request.positive_prompts = SEPARATOR.join(question.positive)
-            request.negative_prompts = SEPARATOR.join(question.negative)
-            request.prompt_engineering = question.template
-            request.safety_threshold = QUESTION_THRESHOLD
         self.flight.requests_sent += 1
-        sent_s = self._pending_since_s = self._now_s()
-        future = self._pending = self._heatmaps.call_async(request)
-
-        def finish(_: Any) -> None:
-            if self._pending is future:
-                self._pending = None
-                receive(future.result(), sent_s)
-                self._ask()
-
-        future.add_done_callback(finish)
+        self._heatmaps.send(request, received)
 
     def _on_answer(self, response: GetLandingHeatmap.Response, sent_s: float, frame: Image,
                    view: Viewpoint) -> None:
@@ -351,12 +326,9 @@ class DemoClient(Node):
         self._progress.update(self._line(pilot, position))
 
     def _give_up_waiting(self) -> None:
-        """Let go of a request that is not answered in time."""
-        if self._pending is None or (
-                self._now_s() - self._pending_since_s < self._values.answer_timeout_s):
+        """Ask anew if a request is not answered in time."""
+        if not self._heatmaps.give_up_late():
             return
-        self._heatmaps.remove_pending_request(self._pending)
-        self._pending = None
         if self._pilot is not None:
             self.flight.requests_lost += 1
             self._note('failure', f'no answer within {self._values.answer_timeout_s:g} s')
