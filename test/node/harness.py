@@ -39,6 +39,8 @@ CAMERA_TOPIC = '/camera/image'
 # The promise for heatmaps. All other deadlines only end what hangs, on a busy machine as well.
 ANSWER_S = 5.0
 START_S = DEADLINE_S = 60.0
+# How often a wait makes sure that something can still arrive.
+CHECK_PERIOD_S = 0.5
 
 SERVICES = {
     GetLandingHeatmap: NAME,
@@ -65,13 +67,6 @@ def until(probe: Callable[[], T | None], timeout_s: float = DEADLINE_S, what: st
         if time.monotonic() > deadline_s:
             raise AssertionError(f'not within {timeout_s} s: {what or probe}')
         time.sleep(0.02)
-
-
-def is_done(future: Any, timeout_s: float) -> bool:
-    """Wait for rclpy's future, which another thread sets; return whether it came in time."""
-    done = threading.Event()
-    future.add_done_callback(lambda _: done.set())
-    return done.wait(timeout_s)
 
 
 def scene(height: int = 120, width: int = 160, seed: int = 0) -> np.ndarray:
@@ -156,6 +151,7 @@ class Peer:
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._spin_error: Exception | None = None
         self._clients: dict[str, Any] = {}
         self.received: dict[str, list[Any]] = {}
         self.listen(DiagnosticArray, '/diagnostics')
@@ -169,6 +165,26 @@ class Peer:
             self._executor.spin()
         except ExternalShutdownException:
             return
+        except Exception as error:
+            self._spin_error = error  # for the calls that wait
+            raise
+
+    def check_spinning(self) -> None:
+        """Raise what has ended the thread that spins, as nothing arrives any more without it."""
+        if self._spin_error is not None:
+            raise AssertionError('nothing can arrive any more: the thread that spins the peer has '
+                                 f'ended with {self._spin_error!r}') from self._spin_error
+
+    def _is_done(self, future: Any, timeout_s: float) -> bool:
+        """Wait for rclpy's future, which the spinning thread sets; return whether it came."""
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        deadline_s = time.monotonic() + timeout_s
+        while not done.wait(min(CHECK_PERIOD_S, max(0.0, deadline_s - time.monotonic()))):
+            self.check_spinning()
+            if time.monotonic() >= deadline_s:
+                return False
+        return True
 
     def close(self) -> None:
         self._executor.shutdown(timeout_sec=2.0)
@@ -207,7 +223,7 @@ class Peer:
         def answered() -> bool:
             assert self.process.alive, self.process.output
             future = client.call_async(GetState.Request())
-            return client.wait_for_service(1.0) and is_done(future, 1.0)
+            return client.wait_for_service(1.0) and self._is_done(future, 1.0)
 
         until(answered, START_S, f'the node answers:\n{self.process.output}')
         self._is_known = True
@@ -222,7 +238,7 @@ class Peer:
         return client.call_async(request)
 
     def finish(self, future: Any, timeout_s: float = DEADLINE_S) -> Any:
-        if not is_done(future, timeout_s):
+        if not self._is_done(future, timeout_s):
             raise AssertionError(f'no answer within {timeout_s} s:\n{self.process.output}')
         return future.result()
 
@@ -282,6 +298,7 @@ class Peer:
         position, now_ns = len(messages), self.node.get_clock().now().nanoseconds
 
         def probe() -> tuple[DiagnosticStatus, dict[str, str]] | None:
+            self.check_spinning()
             for message in messages[position:]:
                 if Time.from_msg(message.header.stamp).nanoseconds < now_ns:
                     continue

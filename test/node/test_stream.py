@@ -46,6 +46,7 @@ class Camera:
     def send_until(self, probe, period_s=0.05, **arguments):
         """Keep sending until something has happened."""
         def send_and_probe():
+            self._live.check_spinning()
             self.send(**arguments)
             time.sleep(period_s)  # the period of the camera
             return probe()
