@@ -216,7 +216,7 @@ class Attention(nn.Module):
         """
         key = self._split(self.k_proj(key))
         if shift is not None:
-            scores = self._split(shift * shift.new_tensor(key.shape[-1]).rsqrt())
+            scores = self._split(shift * shift.new_full((), key.shape[-1]).rsqrt())
             scores = scores @ key.transpose(2, 3)
             bias = scores if bias is None else bias + scores
         query = self._split(self.q_proj(query)).expand(key.shape[0], -1, -1, -1)
