@@ -49,7 +49,8 @@ class PositionCode(nn.Module):
         """Return the code of `grid` x `grid` cells, row by row, float [grid², width]."""
         frequencies = self.positional_encoding_gaussian_matrix
         place = (torch.arange(grid, device=frequencies.device) + 0.5) / grid * 2 - 1
-        rows, columns = torch.meshgrid(place, place, indexing='ij')
+        # torch.meshgrid is taken apart for ONNX, and names of nodes would differ from torch's.
+        rows, columns = place[:, None].expand(grid, grid), place.expand(grid, grid)
         angle = torch.stack((columns, rows), dim=-1) @ frequencies * (2 * math.pi)
         return torch.cat((angle.sin(), angle.cos()), dim=-1).flatten(0, 1)
 
@@ -216,7 +217,7 @@ class Attention(nn.Module):
         """
         key = self._split(self.k_proj(key))
         if shift is not None:
-            scores = self._split(shift * shift.new_full((), key.shape[-1]).rsqrt())
+            scores = self._split(shift * key.shape[-1] ** -0.5)
             scores = scores @ key.transpose(2, 3)
             bias = scores if bias is None else bias + scores
         query = self._split(self.q_proj(query)).expand(key.shape[0], -1, -1, -1)

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import load_bundle
+from blabberseg_ros.engines.onnxruntime import OnnxRuntimeCpu
+from blabberseg_ros.heatmap import FusionOptions
+from blabberseg_ros.parity.frames import moving_frames
+from blabberseg_ros.parity.layers import TOLERANCE, Question, compare_nodes
+from blabberseg_ros.parity.reference import TorchCpu
 from blabberseg_ros.segmenter import Segmenter
 from blabberseg_ros.training.bundle_predictor import BundlePredictor
 from blabberseg_ros.training.config import WorldsConfig
@@ -53,3 +59,16 @@ def test_a_bundle_tells_safe_from_unsafe_ground(name, views, tmp_path) -> None:
     for use in ('test', 'held_out'):
         score = safety_score(found[use], threshold)
         assert min(score.safe_iou, score.unsafe_iou) >= BARS[name][1], (use, score)
+
+
+@pytest.mark.parametrize('name', BARS)
+def test_every_node_of_a_bundle_is_that_of_the_network(name) -> None:
+    """Also: the names in its graphs are those that today's code gives."""
+    bundle = load_bundle(ENGINES / name)
+    prompts = backend_class(bundle.manifest.family)(bundle, OnnxRuntimeCpu()).example_prompts()
+    # Of the model's own size: where a resized pixel lies between two grey levels, engines differ.
+    question = Question(moving_frames(1, (352, 352))[0], prompts, FusionOptions())
+    nodes = list(compare_nodes((bundle, TorchCpu()), (bundle, OnnxRuntimeCpu()), question))
+    assert len(nodes) > 100
+    assert {node.name: node.error for node in nodes
+            if not node.error < TOLERANCE['fp32']} == {}
