@@ -2,68 +2,82 @@
 """Photometric augmentation on the device: what stands between our world and a real camera.
 
 Each function takes and returns rgb float [B, 3, H, W] in about 0..1 and draws its parameters per
-image from a generator. Nothing here moves a pixel, so labels stay as they are.
+image from torch's own generator of the device, which `torch.compile` can fuse and a CUDA graph can
+replay. Nothing here moves a pixel, so labels stay as they are.
 """
 
 import math
-from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 # Rows turn RGB into luma and two colour axes; a hue is an angle between these.
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+_SHADOW_TONE = (1.0, 0.9, 0.75)
 _JPEG_BLOCK = 8
 # Share of images that are left alone: the simulated camera is a camera, too.
 _AS_RENDERED = 0.12
 
 
-def augment(rgb: Tensor, labels: Tensor, classes: int, generator: torch.Generator,
-            strength: float = 1.0) -> Tensor:
-    """Make a rendered image look like it came from some camera on some day.
+class Augmentation(nn.Module):
+    """Makes a rendered image look like it came from some camera on some day."""
 
-    Args:
-        rgb: float [B, 3, H, W] in 0..1.
-        labels: int64 [B, H, W].
-        classes: number of classes, 0 included.
-        generator: on the device of the images.
-        strength: scale of every change; 0 leaves only the rounding to 8 bits.
+    def __init__(self, classes: int, strength: float = 1.0) -> None:
+        """Remember what to do, and keep what it takes on the device.
 
-    Returns:
-        float [B, 3, H, W], 8-bit values divided by 255.
-    """
-    if strength > 0:
-        draw = _Draw(generator, len(rgb), strength)
-        rendered = rgb
-        rgb = _recolour_classes(rgb, labels, classes, draw)
-        rgb = _cast_shadows(rgb, draw)
-        rgb = _illuminate(rgb, draw)
-        rgb = _mix_colours(rgb, draw)
-        rgb = _expose(rgb, draw)
-        rgb = _haze(rgb, draw)
-        rgb = _blur_or_sharpen(rgb, draw)
-        rgb = _add_noise(rgb, draw)
-        rgb = _compress(rgb, draw)
-        rgb = torch.where(draw.chance(_AS_RENDERED) > 0, rendered, rgb)
-    return (rgb * 255.0).round().clamp(0.0, 255.0) / 255.0
+        Args:
+            classes: number of classes, 0 included.
+            strength: scale of every change; 0 leaves only the rounding to 8 bits.
+        """
+        super().__init__()
+        self._classes = classes
+        self._strength = strength
+        to_yiq = torch.tensor(_TO_YIQ)
+        self.register_buffer('_to_yiq', to_yiq)
+        self.register_buffer('_from_yiq', torch.linalg.inv(to_yiq))
+        self.register_buffer('_shadow_tone', torch.tensor(_SHADOW_TONE)[:, None, None])
+        self.register_buffer('_basis', _cosine_basis())
+
+    def forward(self, rgb: Tensor, labels: Tensor) -> Tensor:
+        """Change images.
+
+        Args:
+            rgb: float [B, 3, H, W] in 0..1.
+            labels: int64 [B, H, W].
+
+        Returns:
+            float [B, 3, H, W], 8-bit values divided by 255.
+        """
+        if self._strength > 0:
+            draw = _Draw(rgb, self._strength)
+            rendered = rgb
+            rgb = _recolour_classes(rgb, labels, self._classes, draw)
+            rgb = _cast_shadows(rgb, self._shadow_tone, draw)
+            rgb = _illuminate(rgb, draw)
+            rgb = _mix_colours(rgb, self._to_yiq, self._from_yiq, draw)
+            rgb = _expose(rgb, draw)
+            rgb = _haze(rgb, draw)
+            rgb = _blur_or_sharpen(rgb, draw)
+            rgb = _add_noise(rgb, draw)
+            rgb = _compress(rgb, self._basis, draw)
+            rgb = torch.where(draw.chance(_AS_RENDERED) > 0, rendered, rgb)
+        return (rgb * 255.0).round().clamp(0.0, 255.0) / 255.0
 
 
 class _Draw:
     """Random numbers for a batch; each call gives a tensor [B, ...]."""
 
-    def __init__(self, generator: torch.Generator, batch: int, strength: float) -> None:
-        self._generator = generator
-        self._batch = batch
+    def __init__(self, rgb: Tensor, strength: float) -> None:
+        self._batch = len(rgb)
+        self._device = rgb.device
         self.strength = strength
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn((self._batch, *shape), generator=self._generator,
-                           device=self._generator.device)
+        return torch.randn((self._batch, *shape), device=self._device)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand((self._batch, *shape), generator=self._generator,
-                          device=self._generator.device)
+        return torch.rand((self._batch, *shape), device=self._device)
 
     def chance(self, share: float) -> Tensor:
         """Return [B, 1, 1, 1]: 1 for a share of the images, 0 for the others."""
@@ -90,13 +104,12 @@ def _recolour_classes(rgb: Tensor, labels: Tensor, classes: int, draw: _Draw) ->
     return rgb * looked_up[:, :3] * (1.0 + looked_up[:, 3:] * texture)
 
 
-def _cast_shadows(rgb: Tensor, draw: _Draw) -> Tensor:
+def _cast_shadows(rgb: Tensor, tone: Tensor, draw: _Draw) -> Tensor:
     """Darken blobs with soft or hard edges, bluish as a sky-lit shadow is."""
     height, width = rgb.shape[2:]
     blobs = draw.clouds(5, height, width) + 0.4 * draw.clouds(17, height, width)
     edge = 2.0 + 30.0 * draw.uniform(1, 1, 1)
     mask = torch.sigmoid((blobs - 0.6 - 0.6 * draw.uniform(1, 1, 1)) * edge)
-    tone = rgb.new_tensor((1.0, 0.9, 0.75))[:, None, None]
     depth = draw.strength * draw.chance(0.35) * (0.2 + 0.5 * draw.uniform(1, 1, 1)) * tone
     return rgb * (1.0 - mask * depth.clamp(max=0.8))
 
@@ -111,12 +124,9 @@ def _illuminate(rgb: Tensor, draw: _Draw) -> Tensor:
     return rgb * torch.exp(draw.strength * (drift + fall_off))
 
 
-def _mix_colours(rgb: Tensor, draw: _Draw) -> Tensor:
+def _mix_colours(rgb: Tensor, to_yiq: Tensor, from_yiq: Tensor, draw: _Draw) -> Tensor:
     """Apply white balance, saturation, a turn of the hue and some channel cross-talk."""
     s = draw.strength
-    to_yiq = torch.tensor(_TO_YIQ)
-    # Inverted on the host: the device would be waited for.
-    from_yiq, to_yiq = torch.linalg.inv(to_yiq).to(rgb.device), to_yiq.to(rgb.device)
     saturation = torch.exp(s * 0.30 * draw.normal(1, 1))
     saturation = saturation * (1.0 - draw.chance(0.04)[:, 0])
     angle = s * math.radians(7.0) * draw.normal(1, 1)
@@ -182,12 +192,11 @@ def _add_noise(rgb: Tensor, draw: _Draw) -> Tensor:
     return rgb + level * (fine + draw.chance(0.5) * grain)
 
 
-def _compress(rgb: Tensor, draw: _Draw) -> Tensor:
+def _compress(rgb: Tensor, basis: Tensor, draw: _Draw) -> Tensor:
     """Round the coefficients of 8×8 cosine transforms, coarser for higher frequencies."""
     batch, channels, height, width = rgb.shape
     if height % _JPEG_BLOCK or width % _JPEG_BLOCK:
         return rgb
-    basis = _cosine_basis().to(rgb.device)
     blocks = rgb.view(batch, channels, height // 8, 8, width // 8, 8)
     coefficients = torch.einsum('ui,bcyixj,vj->bcyuxv', basis, blocks, basis)
     order = torch.arange(8, device=rgb.device)
@@ -200,7 +209,6 @@ def _compress(rgb: Tensor, draw: _Draw) -> Tensor:
     return rgb + amount * (back - rgb)
 
 
-@lru_cache(maxsize=1)
 def _cosine_basis() -> Tensor:
     """Return the orthonormal cosine transform of length 8: [frequency, position]."""
     position = torch.arange(8) + 0.5

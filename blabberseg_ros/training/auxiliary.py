@@ -26,10 +26,9 @@ class ReadOuts(nn.Module):
         self.image = nn.Linear(
             len(config.extract) * config.reduce_dim, classes * _CELLS * _CELLS)
 
-    def text_loss(self, conditional: Tensor, covers: Tensor) -> Tensor:
-        """Return how badly the prompts [U, D] tell their classes, bool [U, C]."""
-        return functional.binary_cross_entropy_with_logits(
-            self.text(conditional), covers.float())
+    def text_loss(self, conditional: Tensor, covers: Tensor, valid: Tensor) -> Tensor:
+        """Return how badly prompts tell their classes; see `_text_loss`."""
+        return _text_loss(self.text(conditional), covers, valid)
 
     def image_loss(self, codes: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
         """Return how badly codes [B, L, T, r] tell the labels, int64 [B, S, S]."""
@@ -53,10 +52,9 @@ class TextReadOut(nn.Module):
         super().__init__()
         self.linear = nn.Linear(embed_dim, classes)
 
-    def loss(self, embedding: Tensor, covers: Tensor) -> Tensor:
-        """Return how badly the prompts [U, D] tell their classes, bool [U, C]."""
-        return functional.binary_cross_entropy_with_logits(
-            self.linear(embedding), covers.float())
+    def loss(self, embedding: Tensor, covers: Tensor, valid: Tensor) -> Tensor:
+        """Return how badly prompts tell their classes; see `_text_loss`."""
+        return _text_loss(self.linear(embedding), covers, valid)
 
 
 class MapReadOut(nn.Module):
@@ -80,3 +78,9 @@ class MapReadOut(nn.Module):
         step = labels.shape[-1] // found.shape[-1]
         coarse = labels[:, step // 2::step, step // 2::step]
         return functional.cross_entropy(found.float(), coarse, class_weights)
+
+
+def _text_loss(logits: Tensor, covers: Tensor, valid: Tensor) -> Tensor:
+    """Compare logits [..., C] with the classes of prompts, bool [..., C]; padding is not valid."""
+    each = functional.binary_cross_entropy_with_logits(logits, covers.float(), reduction='none')
+    return (each.mean(-1) * valid).sum() / valid.sum()

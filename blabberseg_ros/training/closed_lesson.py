@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from blabberseg_ros.sim.classes import SAFE, UNKNOWN
 from blabberseg_ros.training.config import TrainConfig
@@ -53,39 +54,40 @@ class ClosedLesson:
         self._device = device
         self._background = background
         self.helpers: nn.Module = nn.Module()
-        self._covers = torch.zeros((len(CLASS_NAMES), CLASS_COUNT), dtype=torch.bool)
-        for row, name in enumerate(CLASS_NAMES):
-            self._covers[row, CLASS_IDS[name]] = True
-        self._positive = torch.tensor([CLASS_IDS[name] in SAFE for name in CLASS_NAMES])
+        ids = [CLASS_IDS[name] for name in CLASS_NAMES]
+        self._covers = functional.one_hot(torch.tensor(ids), CLASS_COUNT).bool().to(device)
+        self._positive = torch.tensor([index in SAFE for index in ids], device=device)
         self._upsampling = SparseUpsampling(align_corners=False)
 
-    def compare(self, logits: Tensor, asked: Sequence[int], labels: Tensor,
-                class_weights: Tensor, rng: random.Random) -> Losses:
+    def draw(self, rng: random.Random) -> Sequence[Tensor]:
+        """Ask for every class."""
+        return ()
+
+    def compare(self, logits: Tensor, labels: Tensor, class_weights: Tensor,
+                asked: Tensor | None = None) -> Losses:
         """Compare logits with the truth.
 
         Args:
             logits: float [B, N, h, h].
-            asked: index of the class of each of the N logits.
             labels: int64 [B, S, S], class ids.
             class_weights: float32 [C].
-            rng: of this update.
+            asked: int64 [N], index of the class of each of the logits; None: all, in order.
         """
         config = self._config.loss
-        covers, positive = self._covers[list(asked)], self._positive[list(asked)]
+        covers, positive = self._covers, self._positive
+        if asked is not None:
+            covers, positive = covers[asked], positive[asked]
         if self._background:
             logits = torch.cat((logits, torch.zeros_like(logits[:, :1])), dim=1)
             others = ~covers.any(0, keepdim=True)
             others[:, UNKNOWN] = False
             covers = torch.cat((covers, others))
             positive = torch.cat((positive, positive.new_zeros(1)))
-        targets = Targets(*(
-            values.to(self._device, non_blocking=True).expand(len(labels), *values.shape)
-            for values in (covers, positive, torch.ones_like(positive))))
-        rows, columns = (slice(rng.randrange(config.stride), None, config.stride)
-                         for _ in range(2))
-        logits = self._upsampling(logits.float(), labels.shape[-1], rows, columns)
-        return prompt_losses(
-            logits, labels[..., rows, columns], targets, class_weights, config)
+        targets = Targets(*(values.expand(len(labels), *values.shape)
+                            for values in (covers, positive, torch.ones_like(positive))))
+        logits = self._upsampling(logits.float(), labels.shape[-1], config.compared)
+        return prompt_losses(logits, labels[..., config.compared, config.compared], targets,
+                             class_weights, config)
 
     def autocast(self) -> torch.autocast:
         """Return the precision in which the network runs: 16 bits on a GPU."""

@@ -113,11 +113,12 @@ class LossConfig:
         tower: distance of what an adopted image tower is given from what it was trained on
             (segformer).
         balance: exponent of a class's rarity in its weight; 0 weighs all pixels alike.
+        heaviest: largest weight of a class.
         polarity_balance: exponent of the class weights in the polarity loss; 0 weighs all pixels
             alike there.
-        stride: the prompted losses look at every stride-th row and column, from a random first
-            one on. Neighbouring pixels tell almost the same, and their logits are most of the
-            memory traffic of an update.
+        stride: the prompted losses look at every stride-th row and column. Neighbouring pixels
+            tell almost the same, and their logits are most of the memory traffic of an update.
+            Odd for clipseg, so that every place within a patch comes up.
     """
 
     coverage: float = 1.0
@@ -127,8 +128,14 @@ class LossConfig:
     image: float = 1.0
     tower: float = 1.0
     balance: float = 0.5
+    heaviest: float = 6.0
     polarity_balance: float = 0.5
     stride: int = 3
+
+    @property
+    def compared(self) -> slice:
+        """Return the rows, or columns, that the prompted losses look at."""
+        return slice(self.stride // 2, None, self.stride)
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,21 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     model: Any = field(default_factory=ClipSegConfig)
+
+    def __post_init__(self) -> None:
+        """Check what takes several values.
+
+        Raises:
+            ParameterError: the images cannot share the prompt sets, or some of the places within
+                a patch, each of which has weights of its own, would never be compared.
+        """
+        batch_size, sets = self.optimiser.batch_size, self.optimiser.prompt_sets
+        if self.family in OPEN_FAMILIES and batch_size % sets:
+            raise ParameterError(
+                f'batch_size {batch_size} must be a multiple of prompt_sets {sets}')
+        if self.family == 'clipseg' and self.loss.stride % 2 == 0:
+            raise ParameterError(
+                f'stride must be odd, not {self.loss.stride}: the side of a patch is even')
 
     @property
     def all_steps(self) -> int:

@@ -8,6 +8,7 @@ with, and what its bundle holds besides the network.
 
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -43,15 +44,22 @@ class Lesson(Protocol):
     def helpers(self) -> nn.Module:
         """Return the layers that are trained along and dropped afterwards; may be empty."""
 
+    def draw(self, rng: random.Random) -> Sequence[Tensor]:
+        """Draw what the network is asked in an update.
+
+        Returns:
+            Tensors on the device, always of the same shapes.
+        """
+
     def losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
-               rng: random.Random) -> StepLosses:
-        """Run the network forward.
+               *asked: Tensor) -> StepLosses:
+        """Run the network forward. What is run depends on the values of no tensor.
 
         Args:
             pixels: float32 [B, 3, S, S], normalised.
             labels: int64 [B, S, S], class ids.
             class_weights: float32 [C].
-            rng: of this update.
+            asked: what `draw` gave.
         """
 
 
@@ -149,8 +157,8 @@ def family_class(name: str) -> type[Family]:
 
 
 def compiled(function: Any, device: torch.device) -> Any:
-    """Compile a function of the network for a GPU; shapes never change in training.
+    """Compile a function for a GPU; shapes never change in training.
 
-    Fused kernels save a third of the memory traffic.
+    Fused kernels save most of the memory traffic.
     """
     return torch.compile(function) if device.type == 'cuda' else function

@@ -2,6 +2,7 @@
 """Training of the demonstration CLIPSeg."""
 
 import random
+from collections.abc import Sequence
 
 import torch
 from open_clip.transformer import Attention
@@ -13,9 +14,9 @@ from blabberseg_ros.text import Tokenizer
 from blabberseg_ros.training.auxiliary import ReadOuts
 from blabberseg_ros.training.config import TrainConfig
 from blabberseg_ros.training.family import compiled
-from blabberseg_ros.training.losses import Losses, prompt_losses
+from blabberseg_ros.training.losses import Losses, Targets, prompt_losses
 from blabberseg_ros.training.open_words import OpenFamily, warm_token_embedding
-from blabberseg_ros.training.prompt_batch import PromptBatches
+from blabberseg_ros.training.prompt_batch import PromptBatches, shared_out
 from blabberseg_ros.training.prompt_sampler import CLASS_COUNT
 from blabberseg_ros.training.torch_predictor import ClipSegPredictor
 from blabberseg_ros.training.upsampling import use_products
@@ -31,28 +32,30 @@ class ClipSegLesson:
         self._config = config
         self._device = device
         self._prompts = PromptBatches(tokenizer, device)
-        self._encode = compiled(model.encode_images, device)
-        self._decode = compiled(model.decode_batch, device)
         self.helpers = ReadOuts(config.model, CLASS_COUNT).to(device)
+        self.losses = compiled(self._losses, device)
 
-    def losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
-               rng: random.Random) -> Losses:
+    def draw(self, rng: random.Random) -> Sequence[Tensor]:
+        """Draw prompt sets; see `PromptBatches.draw`."""
+        return self._prompts.draw(rng, self._config.optimiser.prompt_sets)
+
+    def _losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
+                *asked: Tensor) -> Losses:
         """Decode a prompt set for each image and compare with what the prompts stand for."""
         config = self._config.loss
-        prompts = self._prompts.draw(rng, len(pixels), self._config.optimiser.prompt_sets)
+        tokens, covers, positive, valid = asked
         # The text tower is small and its mask wants the precision; only the rest is rounded.
-        conditional = self._model.encode_text(prompts.tokens)
-        mul, add = self._model.film(conditional)
+        conditional = self._model.encode_text(tokens.flatten(0, 1)).unflatten(0, valid.shape)
+        mul, add = (shared_out(pairs, len(pixels)) for pairs in self._model.film(conditional))
         with torch.autocast(self._device.type, torch.bfloat16,
                             enabled=self._device.type == 'cuda'):
-            codes = self._encode(pixels)
-            logits = self._decode(codes, mul[prompts.index], add[prompts.index])
+            codes = self._model.encode_images(pixels)
+            logits = self._model.decode_batch(codes, mul, add)
             image_loss = self.helpers.image_loss(codes, labels, class_weights)
-        rows, columns = (slice(rng.randrange(config.stride), None, config.stride)
-                         for _ in range(2))
-        losses = prompt_losses(logits[..., rows, columns], labels[..., rows, columns],
-                               prompts.targets, class_weights, config)
-        text_loss = self.helpers.text_loss(conditional, prompts.covers)
+        targets = Targets(*(shared_out(part, len(pixels)) for part in (covers, positive, valid)))
+        some = (..., config.compared, config.compared)
+        losses = prompt_losses(logits[some], labels[some], targets, class_weights, config)
+        text_loss = self.helpers.text_loss(conditional, covers, valid)
         return losses.plus('text', config.text, text_loss).plus(
             'image', config.image, image_loss)
 

@@ -2,8 +2,10 @@
 """Training of the demonstration FPSeg: encoder, decoder and prompts, all from nothing."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from blabberseg_ros.training.losses import Losses
 from blabberseg_ros.training.prompt_sampler import CLASS_COUNT
 from blabberseg_ros.training.torch_predictor import ClosedPredictor, fpseg_share
 from blabberseg_ros.training.tower import adopt_into_sam
+from blabberseg_ros.training.world_store import send
 
 # Classes that an update asks for. Some are left out, as at run time.
 _ASKED = 7
@@ -39,10 +42,14 @@ class FpSegLesson(ClosedLesson):
         self._map = MapReadOut(config.model.width, CLASS_COUNT, parts=MASK_SCALE)
         self.helpers = self._map.to(device)
 
-    def losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
-               rng: random.Random) -> Losses:
-        """Look for some classes in each image and compare."""
+    def draw(self, rng: random.Random) -> Sequence[Tensor]:
+        """Ask for some classes, int64 [N]."""
         asked = rng.sample(range(len(CLASS_NAMES)), _ASKED)
+        return (send(np.array(asked), self._device),)
+
+    def losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
+               asked: Tensor) -> Losses:
+        """Look for some classes in each image and compare."""
         tokens = self._model.prompt_encoder.prompt_embeddings[asked]
         with self.autocast():
             # Not compiled: the backward pass of attention with a learned bias fails in torch 2.11.
@@ -50,7 +57,7 @@ class FpSegLesson(ClosedLesson):
             logits = self._model.decode_batch(
                 embeddings, tokens.expand(len(pixels), *tokens.shape))
             image_loss = self._map.loss(embeddings, labels, class_weights)
-        return self.compare(logits, asked, labels, class_weights, rng).plus(
+        return self.compare(logits, labels, class_weights, asked).plus(
             'image', self._config.loss.image, image_loss)
 
 

@@ -2,6 +2,7 @@
 """Training of the demonstration LSeg."""
 
 import random
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from blabberseg_ros.training.auxiliary import MapReadOut, TextReadOut
 from blabberseg_ros.training.config import TrainConfig
 from blabberseg_ros.training.family import compiled
 from blabberseg_ros.training.lexicon import training_texts
-from blabberseg_ros.training.losses import Losses, prompt_losses
+from blabberseg_ros.training.losses import Losses, Targets, prompt_losses
 from blabberseg_ros.training.open_words import (
     OpenFamily,
     warm_token_embedding,
     write_demo_tokenizer,
 )
-from blabberseg_ros.training.prompt_batch import PromptBatches
+from blabberseg_ros.training.prompt_batch import PromptBatches, shared_out
 from blabberseg_ros.training.prompt_sampler import CLASS_COUNT
 from blabberseg_ros.training.torch_predictor import LSegPredictor
 from blabberseg_ros.training.tower import adopt_into_lseg, adopt_text_tower
@@ -44,35 +45,37 @@ class LSegLesson:
         self._config = config
         self._device = device
         self._prompts = PromptBatches(tokenizer, device)
-        self._encode = compiled(model.encode_checked, device)
-        self._features = compiled(model.features, device)
         self._upsampling = SparseUpsampling(align_corners=True)
         self._text = TextReadOut(config.model.embed_dim, CLASS_COUNT)
         self._map = MapReadOut(config.model.features, CLASS_COUNT)
         self.helpers = nn.ModuleList((self._text, self._map)).to(device)
+        self.losses = compiled(self._losses, device)
 
-    def losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
-               rng: random.Random) -> Losses:
+    def draw(self, rng: random.Random) -> Sequence[Tensor]:
+        """Draw prompt sets; see `PromptBatches.draw`."""
+        return self._prompts.draw(rng, self._config.optimiser.prompt_sets)
+
+    def _losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
+                *asked: Tensor) -> Losses:
         """Compare the pixels with a prompt set for each image."""
         config = self._config.loss
-        prompts = self._prompts.draw(rng, len(pixels), self._config.optimiser.prompt_sets)
+        tokens, covers, positive, valid = asked
         # The text tower is small and its mask wants the precision; only the rest is rounded.
-        embedding = self._model.encode_text(prompts.tokens)
-        texts = functional.normalize(embedding, dim=-1)[prompts.index]
+        embedding = self._model.encode_text(tokens.flatten(0, 1)).unflatten(0, valid.shape)
+        texts = shared_out(functional.normalize(embedding, dim=-1), len(pixels))
         with torch.autocast(self._device.type, torch.bfloat16,
                             enabled=self._device.type == 'cuda'):
-            codes = self._encode(pixels)
-            features = self._features(codes)
+            codes = self._model.encode_checked(pixels)
+            features = self._model.features(codes)
             cosines = torch.einsum('bpd,bdhw->bphw', texts.to(features.dtype), features)
             image_loss = self._map.loss(codes, labels, class_weights)
         # The network enlarges the cosines; only the pixels that are compared are worked out.
-        rows, columns = (slice(rng.randrange(config.stride), None, config.stride)
-                         for _ in range(2))
         logits = self._model.config.logit_scale * self._upsampling(
-            cosines.float(), labels.shape[-1], rows, columns)
-        losses = prompt_losses(logits, labels[..., rows, columns], prompts.targets, class_weights,
-                               config)
-        text_loss = self._text.loss(embedding, prompts.covers)
+            cosines.float(), labels.shape[-1], config.compared)
+        targets = Targets(*(shared_out(part, len(pixels)) for part in (covers, positive, valid)))
+        losses = prompt_losses(logits, labels[..., config.compared, config.compared], targets,
+                               class_weights, config)
+        text_loss = self._text.loss(embedding, covers, valid)
         return losses.plus('text', config.text, text_loss).plus(
             'image', config.image, image_loss)
 

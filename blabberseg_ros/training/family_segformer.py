@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of the demonstration Segformer."""
 
-import random
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -15,7 +14,6 @@ from blabberseg_ros.models.segformer_config import SegformerConfig
 from blabberseg_ros.training.closed_lesson import ClosedFamily, ClosedLesson
 from blabberseg_ros.training.config import TrainConfig
 from blabberseg_ros.training.family import compiled
-from blabberseg_ros.training.labels import CLASS_NAMES
 from blabberseg_ros.training.losses import Losses
 from blabberseg_ros.training.torch_predictor import ClosedPredictor, segformer_share
 from blabberseg_ros.training.tower import adopt_into_segformer, patch_tokens
@@ -33,20 +31,19 @@ class SegformerLesson(ClosedLesson):
         super().__init__(config, device, background=False)
         self._model = model
         self._teacher = teacher
-        self._forward = compiled(model, device)
+        self.losses = compiled(self._losses, device)
 
-    def losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
-               rng: random.Random) -> Losses:
+    def _losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor) -> Losses:
         """Label each image and compare."""
         if self._teacher is None:
             with self.autocast():
-                logits = self._forward(pixels)
-            return self.compare(logits, range(len(CLASS_NAMES)), labels, class_weights, rng)
+                logits = self._model(pixels)
+            return self.compare(logits, labels, class_weights)
         with self.autocast():
             features, given = self._features(pixels)
             logits = self._model.head(features)
             tower_loss = functional.mse_loss(given.float(), patch_tokens(self._teacher, pixels))
-        return self.compare(logits, range(len(CLASS_NAMES)), labels, class_weights, rng).plus(
+        return self.compare(logits, labels, class_weights).plus(
             'tower', self._config.loss.tower, tower_loss)
 
     def _features(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -4,18 +4,15 @@
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from blabberseg_ros.text import CONTEXT_LENGTH, Tokenizer
-from blabberseg_ros.training.losses import Targets
 from blabberseg_ros.training.prompt_sampler import (
     CLASS_COUNT,
     MAX_PROMPTS,
-    PromptDraw,
     sample_prompts,
 )
 from blabberseg_ros.training.world_store import send
@@ -54,52 +51,35 @@ class PromptTokens:
         return self._known[word]
 
 
-@dataclass(frozen=True)
-class PromptBatch:
-    """Prompt sets of a batch on the device.
-
-    Attributes:
-        tokens: int32 [U, 77], each text once.
-        covers: bool [U, C]; whether a text stands for a class.
-        index: int64 [B, P], row of `tokens`.
-        targets: what the prompts stand for.
-    """
-
-    tokens: Tensor
-    covers: Tensor
-    index: Tensor
-    targets: Targets
-
-
 class PromptBatches:
-    """Draws prompt sets and puts them on the device."""
+    """Draws prompt sets and puts them on the device, always in the same shapes."""
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
         """Start with no word known."""
         self._tokens = PromptTokens(tokenizer)
         self._device = device
 
-    def draw(self, rng: random.Random, batch_size: int, prompt_sets: int) -> PromptBatch:
-        """Draw `prompt_sets` sets, which the images of a batch share out evenly."""
-        draws = [sample_prompts(rng) for _ in range(prompt_sets)]
-        return self._batch([draws[number % len(draws)] for number in range(batch_size)])
+    def draw(self, rng: random.Random, sets: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw S prompt sets, each padded to P prompts.
 
-    def _batch(self, draws: Sequence[PromptDraw]) -> PromptBatch:
-        texts = list(dict.fromkeys(text for draw in draws for text in draw.texts))
-        row = {text: index for index, text in enumerate(texts)}
-        shape = (len(draws), MAX_PROMPTS)
-        text_covers = np.zeros((len(texts), CLASS_COUNT), bool)
-        index = np.zeros(shape, np.int64)
+        Returns:
+            Tokens int32 [S, P, 77], zero for padding, and the parts of `Targets` with S for B.
+        """
+        shape = (sets, MAX_PROMPTS)
+        tokens = np.zeros((*shape, CONTEXT_LENGTH), np.int32)
         covers = np.zeros((*shape, CLASS_COUNT), bool)
         positive, valid = np.zeros(shape, bool), np.zeros(shape, bool)
-        for number, draw in enumerate(draws):
+        for number in range(sets):
+            draw = sample_prompts(rng)
             count = len(draw.texts)
-            index[number, :count] = [row[text] for text in draw.texts]
-            text_covers[index[number, :count]] = draw.covers
+            tokens[number, :count] = self._tokens(draw.texts)
             covers[number, :count] = draw.covers
             positive[number, :count] = draw.is_positive
             valid[number, :count] = True
-        sent = [send(values, self._device) for values in (
-            self._tokens(texts), text_covers, index, covers, positive, valid)]
-        return PromptBatch(sent[0], sent[1], sent[2], Targets(*sent[3:]))
+        return (send(tokens, self._device), send(covers, self._device),
+                send(positive, self._device), send(valid, self._device))
 
+
+def shared_out(values: Tensor, images: int) -> Tensor:
+    """Repeat what belongs to prompt sets, [S, ...], for the images that share them, [B, ...]."""
+    return values.repeat(images // len(values), *(1 for _ in values.shape[1:]))

@@ -21,7 +21,7 @@ from blabberseg_ros.training.lexicon import (
 CLASS_IDS: dict[str, int] = {name: index for index, name in CLASSES.items() if index != 0}
 CLASS_COUNT = max(CLASSES) + 1
 SAFE_NAMES = tuple(name for name, index in CLASS_IDS.items() if index in SAFE)
-MAX_PROMPTS = 14
+MAX_PROMPTS = 13
 
 _LINKS = ('and', 'or', 'with', 'of', 'in', 'on', 'of a', 'of the', 'in a', 'with a')
 _FRAMES = ('a {}', 'an {}', 'the {}', 'some {}', '{} from above')
@@ -107,7 +107,7 @@ def _one_per_class(rng: random.Random) -> PromptDraw:
     names = list(TERMS)
     if rng.random() < 0.3:
         names = [name for name in names if rng.random() < 0.8] or names
-    names += rng.choices(list(TERMS), k=rng.randint(0, 3))
+    names += rng.choices(list(TERMS), k=rng.randint(0, 2))
     prompts = [sample_phrase(rng, name) for name in names]
     safe = SAFE_NAMES if rng.random() < 0.4 else _random_names(rng)
     return _draw(prompts, [(name,) for name in names], safe, _template(rng))

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from blabberseg_ros.errors import ParameterError
 from blabberseg_ros.models.clipseg import ClipSeg
-from blabberseg_ros.training.augment import augment
+from blabberseg_ros.training.augment import Augmentation
 from blabberseg_ros.training.config import OptimiserConfig, TrainConfig, worlds_needed
-from blabberseg_ros.training.family import Family, StepLosses
+from blabberseg_ros.training.family import Family, StepLosses, compiled
 from blabberseg_ros.training.losses import class_weights
 from blabberseg_ros.training.prompt_sampler import CLASS_COUNT
+from blabberseg_ros.training.replay import Replay
 from blabberseg_ros.training.world_store import WorldStore
 from blabberseg_ros.training.worlds import Feed
 
@@ -86,21 +87,29 @@ class Trainer:
         self.fresh: tuple[str, ...] = () if start is None else adopt(self.model, start)
         side_px = round(config.worlds.size_m / config.worlds.resolution_m)
         self._store = WorldStore(config.worlds.train, side_px, CLASS_COUNT, device)
-        self._generator = torch.Generator(device).manual_seed(config.seed + config.earlier_steps)
         self._weights: Tensor | None = None
         self._mean, self._std = (torch.tensor(values, device=device)[:, None, None]
                                  for values in (config.model.mean, config.model.std))
+        self._augment = Augmentation(CLASS_COUNT, config.crops.strength).to(device)
+        self._draw = compiled(self._cut_and_augment, device)
+        # What changes from update to update has its place on the device, for the replay.
+        self._worlds = torch.zeros((), dtype=torch.int64, device=device)
+        self._rate = torch.zeros((), device=device)
+        self._asked: list[Tensor] = []
+        self._replay = Replay(self._learn, device)
+        torch.manual_seed(config.seed + config.earlier_steps)
         if tower is not None:
             family.teacher = tower.to(device)
         if tower is not None and start is None:
             self._take_worlds(worlds_needed(0, config))
-            pixels, _ = self._draw(self._store.filled)
+            self._worlds.fill_(self._store.filled)
+            pixels, _ = self._draw()
             family.adopt_tower(self.model, tower, pixels)
         self._lesson = family.lesson(self.model, config, device)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         self._statistics = _statistics(self.averaged), _statistics(self.model)
         self._optimiser = _optimiser(
-            nn.ModuleList((self.model, self._lesson.helpers)), config.optimiser, device)
+            nn.ModuleList((self.model, self._lesson.helpers)), config.optimiser, self._rate)
 
     @property
     def config(self) -> TrainConfig:
@@ -128,9 +137,9 @@ class Trainer:
             waited_s += self._take_worlds(needed)
             if self._weights is None:
                 self._weights = class_weights(
-                    self._store.counts, self._config.loss.balance).to(self._device)
+                    self._store.counts, self._config.loss).to(self._device)
                 say('class weights ' + ' '.join(f'{w:.2f}' for w in self._weights.tolist()))
-            losses = self._update(step, needed, self._weights)
+            losses = self._update(step, needed)
             step += 1
             elapsed_s = time.monotonic() - started
             if deadline_s is not None and step == plan_at:
@@ -174,34 +183,44 @@ class Trainer:
             self._store.add(self._feed.next())
         return waited
 
-    def _update(self, step: int, worlds: int, weights: Tensor) -> StepLosses:
+    def _update(self, step: int, worlds: int) -> StepLosses:
         """Do one update of the network and of its average."""
         config = self._config
-        optimiser = config.optimiser
-        rng = random.Random(f'{config.seed} {config.earlier_steps + step}')
-        if self._family.teacher is not None and step in (0, optimiser.frozen_steps):
+        frozen_steps = config.optimiser.frozen_steps
+        if self._family.teacher is not None and step in (0, frozen_steps):
             for weight in self._family.tower_weights(self.model):
-                weight.requires_grad_(step >= optimiser.frozen_steps)
-        pixels, labels = self._draw(worlds)
-        for group in self._optimiser.param_groups:
-            group['lr'] = learning_rate(step, optimiser)
-        losses = self._lesson.losses(pixels, labels, weights, rng)
-        self._optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), optimiser.gradient_clip)
-        self._optimiser.step()
+                weight.requires_grad_(step >= frozen_steps)
+            self._replay.forget()
+        asked = self._lesson.draw(random.Random(f'{config.seed} {config.earlier_steps + step}'))
+        if not self._asked:
+            self._asked = [values.clone() for values in asked]
+        for kept, values in zip(self._asked, asked, strict=True):
+            kept.copy_(values)
+        self._worlds.fill_(worlds)
+        self._rate.fill_(learning_rate(step, config.optimiser))
+        losses = self._replay()
         self._average(step)
         return losses
 
+    def _learn(self) -> StepLosses:
+        """Move the network's weights; see `Replay` for what this may not do."""
+        pixels, labels = self._draw()
+        losses = self._lesson.losses(pixels, labels, self._weights, *self._asked)
+        self._optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(
+            self.model.parameters(), self._config.optimiser.gradient_clip)
+        self._optimiser.step()
+        return losses
+
     @torch.no_grad()
-    def _draw(self, worlds: int) -> tuple[Tensor, Tensor]:
-        """Return a batch of normalised images and their labels, out of the first `worlds`."""
+    def _cut_and_augment(self) -> tuple[Tensor, Tensor]:
+        """Return a batch of normalised images and their labels."""
         config = self._config
         crops = self._store.crop(
-            self._generator, config.optimiser.batch_size, worlds, config.model.input_size_px,
+            config.optimiser.batch_size, self._worlds, config.model.input_size_px,
             config.worlds.resolution_m, config.crops)
-        rgb = augment(crops.rgb, crops.labels, CLASS_COUNT, self._generator,
-                      config.crops.strength)
+        rgb = self._augment(crops.rgb, crops.labels)
         return (rgb - self._mean) / self._std, crops.labels
 
     @torch.no_grad()
@@ -227,9 +246,8 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _optimiser(model: nn.Module, config: OptimiserConfig,
-               device: torch.device) -> torch.optim.AdamW:
-    """Return AdamW; vectors and embeddings are not decayed."""
+def _optimiser(model: nn.Module, config: OptimiserConfig, rate: Tensor) -> torch.optim.AdamW:
+    """Return AdamW whose rate lies in a tensor; vectors and embeddings are not decayed."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, weight in model.named_parameters():
@@ -237,4 +255,4 @@ def _optimiser(model: nn.Module, config: OptimiserConfig,
     return torch.optim.AdamW(
         [{'params': decayed, 'weight_decay': config.weight_decay},
          {'params': free, 'weight_decay': 0.0}],
-        lr=config.learning_rate, betas=(0.9, 0.98), fused=device.type == 'cuda')
+        lr=rate, betas=(0.9, 0.98), fused=rate.is_cuda, capturable=rate.is_cuda)

@@ -55,11 +55,11 @@ class SparseUpsampling:
         self._align_corners = align_corners
         self._weights: dict[tuple[int, int], Tensor] = {}
 
-    def __call__(self, maps: Tensor, side: int, rows: slice, columns: slice) -> Tensor:
-        """Enlarge maps [..., h, w] to [..., side, side] and return those rows and columns."""
+    def __call__(self, maps: Tensor, side: int, some: slice) -> Tensor:
+        """Enlarge maps [..., h, w] to [..., side, side] and return some rows and columns."""
         height, width = maps.shape[-2:]
-        down = self._weights_of(height, side, maps.device)[rows]
-        across = self._weights_of(width, side, maps.device)[columns]
+        down = self._weights_of(height, side, maps.device)[some]
+        across = self._weights_of(width, side, maps.device)[some]
         return down @ maps @ across.T
 
     def _weights_of(self, length: int, side: int, device: torch.device) -> Tensor:

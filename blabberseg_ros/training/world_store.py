@@ -75,22 +75,22 @@ class WorldStore:
         self.counts += torch.from_numpy(world.counts)
         self.filled += 1
 
-    def crop(self, generator: torch.Generator, batch: int, available: int, size_px: int,
-             resolution_m: float, config: CropsConfig) -> Crops:
-        """Cut random camera views out of the first `available` worlds.
+    def crop(self, batch: int, available: Tensor, size_px: int, resolution_m: float,
+             config: CropsConfig) -> Crops:
+        """Cut random camera views out of the first `available` worlds, int64 [] on the device.
 
-        Position, heading, mirroring and altitude are random. A view that reaches beyond the edge
-        of its world sees it mirrored there.
+        Position, heading, mirroring and altitude are random, from torch's generator of the device.
+        A view that reaches beyond the edge of its world sees it mirrored there.
         """
         def uniform(*shape: int) -> Tensor:
-            return torch.rand((batch, *shape), generator=generator, device=self.device)
+            return torch.rand((batch, *shape), device=self.device)
 
-        world = torch.randint(available, (batch,), generator=generator, device=self.device)
+        world = torch.minimum((uniform() * available).long(), available - 1)
         span = math.log(config.max_altitude_m / config.min_altitude_m)
         altitude = config.min_altitude_m * torch.exp(span * uniform())
         # Ground pixels from one side of the view to the other.
         extent = altitude * (2.0 * math.tan(math.radians(config.fov_deg) / 2.0) / resolution_m)
-        centre = self._centres(world, extent, uniform, generator, config.centred)
+        centre = self._centres(world, extent, uniform, config.centred)
         yaw = 2.0 * math.pi * uniform()
         mirror = torch.where(uniform() < 0.5, -1.0, 1.0)
 
@@ -123,12 +123,11 @@ class WorldStore:
         return fade * texture * self._amplitude[labels][:, None] * rgb[:, 1:2] * (255.0 / 110.0)
 
     def _centres(self, world: Tensor, extent: Tensor, uniform: Callable[..., Tensor],
-                 generator: torch.Generator, centred: float) -> Tensor:
+                 centred: float) -> Tensor:
         """Draw view centres in map pixels, [B, 2]: anywhere, or near a pixel of some class."""
         anywhere = uniform(2) * self._side
-        classes = torch.randint(1, len(self.counts), world.shape, generator=generator,
-                                device=self.device)
-        point = torch.randint(POINTS, world.shape, generator=generator, device=self.device)
+        classes = torch.randint(1, len(self.counts), world.shape, device=self.device)
+        point = torch.randint(POINTS, world.shape, device=self.device)
         jitter = (uniform(2) - 0.5) * 0.7 * extent[:, None]
         near = self._points[world, classes, point] + jitter
         aimed = (uniform() < centred) & self._has[world, classes]

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from blabberseg_ros.training.augment import augment
+from blabberseg_ros.training.augment import Augmentation
 
 _CLASSES = 12
 
@@ -18,7 +18,8 @@ def batch():
 
 
 def _augment(batch, seed, strength=1.0):
-    return augment(*batch, _CLASSES, torch.Generator().manual_seed(seed), strength)
+    torch.manual_seed(seed)
+    return Augmentation(_CLASSES, strength)(*batch)
 
 
 def test_without_strength_only_the_rounding_to_8_bits_is_left(batch) -> None:

@@ -49,7 +49,7 @@ def _config(name: str) -> TrainConfig:
         crops=CropsConfig(min_altitude_m=6.0, max_altitude_m=12.0, strength=0.2),
         optimiser=OptimiserConfig(steps=_STEPS, batch_size=4, prompt_sets=2, warmup_steps=4,
                                   learning_rate=4e-3, ema_decay=0.9),
-        loss=LossConfig(stride=2))
+        loss=LossConfig(stride=3))
 
 
 @pytest.fixture(scope='module', params=FAMILIES)
@@ -62,6 +62,7 @@ def run(request, tmp_path_factory, square_worlds):
 
     class Recorded:
         helpers = lesson.helpers
+        draw = lesson.draw
 
         def losses(self, *arguments):
             losses = lesson.losses(*arguments)
@@ -76,7 +77,7 @@ def run(request, tmp_path_factory, square_worlds):
 def test_the_network_learns(run) -> None:
     _, _, totals, _ = run
     assert len(totals) == _STEPS
-    assert np.mean(totals[-5:]) < 0.9 * np.mean(totals[:3])
+    assert np.mean(totals[-5:]) < 0.95 * np.mean(totals[:3])
 
 
 def test_every_part_of_the_network_moves(run) -> None:

@@ -41,7 +41,8 @@ def store():
 def _crop(store, batch=32, available=1, seed=0, **values):
     config = CropsConfig(**{'min_altitude_m': _LEVEL_ALTITUDE_M,
                             'max_altitude_m': _LEVEL_ALTITUDE_M * 1.001, 'centred': 0.0, **values})
-    return store.crop(torch.Generator().manual_seed(seed), batch, available, 32, 1.0, config)
+    torch.manual_seed(seed)
+    return store.crop(batch, torch.tensor(available), 32, 1.0, config)
 
 
 def test_colours_and_labels_lie_on_each_other(store) -> None:
