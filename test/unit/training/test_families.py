@@ -2,61 +2,27 @@
 """What each family adds to training, on tiny networks and worlds of coloured squares."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from blabberseg_ros.models.fpseg_config import FpSegConfig, TinyVitConfig
-from blabberseg_ros.models.lseg_config import LSegConfig
-from blabberseg_ros.models.segformer_config import SegformerConfig
 from blabberseg_ros.prompts import PromptSet, default_prompts
 from blabberseg_ros.training.checkpoint import load_checkpoint, rounded_to_half, save_checkpoint
-from blabberseg_ros.training.config import (
-    CropsConfig,
-    LossConfig,
-    OptimiserConfig,
-    TrainConfig,
-    WorldsConfig,
-)
 from blabberseg_ros.training.evaluation import CLASS_IDS, class_prompts
 from blabberseg_ros.training.family import family_class
 from blabberseg_ros.training.labels import CLASS_NAMES
 from blabberseg_ros.training.trainer import Trainer
 
-_STEPS = 60
-_MODELS: dict[str, Any] = {
-    'segformer': SegformerConfig(
-        input_size_px=64, hidden=(8, 8, 16, 16), depths=(1, 1, 1, 1), heads=(1, 1, 2, 2),
-        decoder_width=16, labels=CLASS_NAMES),
-    'lseg': LSegConfig(
-        backbone='resnet', input_size_px=64, resnet_blocks=(1, 1, 1, 1), resnet_width=8,
-        features=16, embed_dim=8, vocab_size=1536, text_width=8, text_heads=2,
-        text_layers=1, text_mlp=16),
-    'fpseg': FpSegConfig(
-        encoder=TinyVitConfig(embed_dims=(8, 16, 16, 32), depths=(1, 1, 1, 1),
-                              heads=(1, 2, 2, 4), windows=(4, 4, 4, 4)),
-        input_size_px=64, class_names=CLASS_NAMES, prompt_size=2, width=32, decoder_heads=2,
-        decoder_mlp=32)}
-FAMILIES = tuple(_MODELS)
-
-
-def _config(name: str) -> TrainConfig:
-    return TrainConfig(
-        family=name, seed=3, model=_MODELS[name],
-        worlds=WorldsConfig(train=2, first=2, ramp_steps=1, size_m=32.0, resolution_m=0.25),
-        crops=CropsConfig(min_altitude_m=6.0, max_altitude_m=12.0, strength=0.2),
-        optimiser=OptimiserConfig(steps=_STEPS, batch_size=4, prompt_sets=2, warmup_steps=4,
-                                  learning_rate=4e-3, ema_decay=0.9),
-        loss=LossConfig(stride=3))
+FAMILIES = ('segformer', 'lseg', 'fpseg')
 
 
 @pytest.fixture(scope='module', params=FAMILIES)
-def run(request, tmp_path_factory, square_worlds):
+def run(request, tmp_path_factory, square_worlds, tiny_config):
     """Train; return the family, the trainer, the losses and the weights at the start."""
     family = family_class(request.param)(tmp_path_factory.mktemp('family'))
-    trainer = Trainer(_config(request.param), family, square_worlds(), torch.device('cpu'))
+    trainer = Trainer(
+        tiny_config(request.param), family, square_worlds(), torch.device('cpu'))
     before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
     lesson, totals = trainer._lesson, []
 
@@ -75,8 +41,8 @@ def run(request, tmp_path_factory, square_worlds):
 
 
 def test_the_network_learns(run) -> None:
-    _, _, totals, _ = run
-    assert len(totals) == _STEPS
+    _, trainer, totals, _ = run
+    assert len(totals) == trainer.config.optimiser.steps
     assert np.mean(totals[-5:]) < 0.95 * np.mean(totals[:3])
 
 
