@@ -23,7 +23,7 @@ from blabberseg_ros.errors import (
 )
 from blabberseg_ros.frame_cache import FrameCache
 from blabberseg_ros.heatmap import CacheHits, FusionOptions, Heatmap, Timings
-from blabberseg_ros.parity.gate import Shapes, admit, nearest_shapes
+from blabberseg_ros.parity.gate import Shapes, admit, nearest_shapes, shared_shapes
 from blabberseg_ros.prompt_cache import PromptCache, PromptReport
 from blabberseg_ros.prompt_store import PromptStore
 from blabberseg_ros.prompts import PromptSet
@@ -179,13 +179,16 @@ class Segmenter:
             raise ImageError(
                 f'{self.engine_name} was built for other shapes than {shapes}; the nearest are '
                 f'{nearest}. Send such images, or build plans for these (`blabberseg build`)')
+        shared = shared_shapes(self.backend, shapes)
         try:
-            self._check(self.backend, shapes)
+            if shared not in self._checked:
+                self._check(self.backend, shared)
         except EngineError as error:
             self._take_next(error)
             self.activate()
             self._check_shapes(shapes)
-        self._checked.add(shapes)
+        else:
+            self._checked |= {shapes, shared}
 
     def deactivate(self) -> None:
         """Free the model and forget the images; the prompts stay known."""

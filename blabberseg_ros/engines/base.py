@@ -228,6 +228,17 @@ class EngineKind(ABC):
         """
         return width_px, height_px, rows
 
+    def fewest_alike(self, bundle: Bundle, rows: int) -> int:
+        """Return the fewest rows of logits that run on what is built for these.
+
+        Numbers of rows with the same answer share all that is built; most kinds build for each.
+
+        Args:
+            bundle: the model.
+            rows: of the logits.
+        """
+        return rows
+
     def extra_stages(self, bundle: Bundle) -> frozenset[str]:
         """Return the stages that this kind runs besides those of the bundle's graphs."""
         return frozenset()

@@ -86,7 +86,8 @@ def head_and_softmax(tokens: Tensor, first: tuple[Tensor, Tensor], second: tuple
         tokens: float16 or bfloat16 [P, G * G, r], after the head's 3x3 convolution and ReLU.
         first: weight [16, r, r / 2] by sub-patch, of the tokens' type, and bias float32 [r / 2].
         second: weight [r / 2, 16] by pixel of the sub-patch, and bias float32 [1].
-        positive: float32 [P], 1 for positive prompts, else 0.
+        positive: float32 [P], 1 for positive prompts, 0 for negative ones, and less than 0 for
+            padding behind the last prompt, which has no share in the softmax.
         probability: float32 [16 G, 16 G], the result.
     """
     prompts, count, width = tokens.shape
@@ -216,12 +217,13 @@ def _head(tokens, weight1, bias1, weight2, bias2, positive, probability, prompts
         x = tl.load(tokens + (prompt * count + token[:, None]) * WIDTH + channel[None, :],
                     mask=inside[:, None], other=0.0)
         hidden = tl.maximum(tl.dot(x, w1) + b1[None, :], 0.0).to(w2.dtype)
-        logit = tl.dot(hidden, w2) + b2
+        weight = tl.load(positive + prompt)
+        logit = tl.where(weight < 0.0, float('-inf'), tl.dot(hidden, w2) + b2)
         peak = tl.maximum(largest, logit)
         shrink = tl.exp(largest - peak)
         share = tl.exp(logit - peak)
         whole = whole * shrink + share
-        safe = safe * shrink + share * tl.load(positive + prompt)
+        safe = safe * shrink + share * weight
         largest = peak
     y = (token // grid) * 16 + (part // 4) * 4
     x_ = (token % grid) * 16 + (part % 4) * 4

@@ -5,6 +5,7 @@ Two graphs make a frame: `image_encoder` from the camera's bytes to the image co
 from the code and the prompts' FiLM pairs to the mask. They follow each other on one stream without
 a word from the host, and a frame that is asked for again with other prompts replays the second
 alone. Every input lies in a static buffer, so a new prompt set is a copy of a few kilobytes.
+Numbers of prompts that are padded to one length (see `prompt_padding`) share a graph.
 """
 
 import gc
@@ -30,6 +31,13 @@ from blabberseg_ros.engines.base import (
 )
 from blabberseg_ros.engines.cuda_probe import probe_cuda
 from blabberseg_ros.engines.module_probe import problem_with
+from blabberseg_ros.engines.prompt_padding import (
+    counts_prompts,
+    fewest_padded_alike,
+    filling,
+    padded_shapes,
+    prompt_count,
+)
 from blabberseg_ros.errors import EngineError
 
 if TYPE_CHECKING:
@@ -48,6 +56,8 @@ _CONSTANT_BYTES = 32_000_000
 # the others' as they are.
 _STAGES = {'clipseg': 'torch_stages', 'fpseg': 'torch_fpseg',
            'segformer': 'torch_segformer'}
+# Families whose logits have a row for each label of the model, not for each prompt.
+_LABELLED = frozenset({'segformer'})
 PRECISIONS = ('fp16', 'bf16', 'fp32')
 
 
@@ -93,6 +103,10 @@ class TorchCuda(EngineKind):
         """Return that every bundle holds a network."""
         return Availability(True, '')
 
+    def fewest_alike(self, bundle: Bundle, rows: int) -> int:
+        """Return the fewest prompts that share a graph; a family's own labels are not padded."""
+        return rows if bundle.manifest.family in _LABELLED else fewest_padded_alike(rows)
+
     def extra_stages(self, bundle: Bundle) -> frozenset[str]:
         """Return the stage that does all that follows the image encoder."""
         own = bundle.manifest.family in _STAGES
@@ -133,7 +147,7 @@ class TorchCuda(EngineKind):
 
 
 class TorchCudaEngine(Engine):
-    """One stage of the network, captured as one CUDA graph for each set of input shapes."""
+    """One stage of the network, captured as one CUDA graph for each set of padded shapes."""
 
     def __init__(self, bundle: Bundle, stage: str, kind: TorchCuda) -> None:
         """Remember the stage."""
@@ -190,16 +204,22 @@ class TorchCudaEngine(Engine):
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         import torch
 
-        key = tuple(tuple(value.shape) for value in feeds.values())
+        count = prompt_count(self._inputs, feeds)
+        shapes = padded_shapes(self._inputs, feeds, count)
+        key = tuple(shapes.values())
         try:
             graph = self._graphs.get(key)
             if graph is None:
-                graph = self._capture(feeds)
+                graph = self._capture(feeds, shapes)
                 self._graphs[key] = graph
                 while len(self._graphs) > _GRAPHS:
                     self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
-            return graph.replay(feeds)
+            outputs = graph.replay(feeds)
+            if self.stage in _TRANSIENT:
+                return outputs
+            return {name: (output[:count] if counts_prompts(self._outputs[name]) else output
+                           ).clone() for name, output in outputs.items()}
         except torch.cuda.OutOfMemoryError as error:
             self._graphs.clear()
             torch.cuda.empty_cache()
@@ -207,17 +227,18 @@ class TorchCudaEngine(Engine):
                 f'the GPU is out of memory in {self.stage}; use fewer prompts or smaller images, '
                 'or free the GPU') from error
 
-    def _capture(self, feeds: Mapping[str, Value]) -> '_CapturedGraph':
+    def _capture(self, feeds: Mapping[str, Value],
+                 shapes: Mapping[str, tuple[int, ...]]) -> '_CapturedGraph':
         started = time.perf_counter()
         if self._function is None:
             raise EngineError(f'{self.stage} is not active; call activate() first')
-        graph = _CapturedGraph(self._function, self._inputs, feeds, self.stage in _TRANSIENT)
+        graph = _CapturedGraph(self._function, self._inputs, feeds, shapes)
         # Compiling leaves so many objects that Python's full collections, which come at any time,
         # take 0.2 s. What is there now stays anyway; frozen, it is not walked again.
         gc.collect()
         gc.freeze()
         _LOG.info('Compiled and captured %s for %s in %.1f s', self.stage,
-                  ', '.join(f'{name} {tuple(value.shape)}' for name, value in feeds.items()),
+                  ', '.join(f'{name} {shape}' for name, shape in shapes.items()),
                   time.perf_counter() - started)
         return graph
 
@@ -227,22 +248,20 @@ class _CapturedGraph:
 
     def __init__(self, function: Callable[..., dict[str, 'Tensor']],
                  specs: Mapping[str, TensorSpec], feeds: Mapping[str, Value],
-                 transient: bool) -> None:
+                 shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Allocate the buffers, warm up and capture.
 
         Args:
             function: takes one tensor an input, by name, and returns named tensors.
             specs: of the inputs.
-            feeds: first inputs; they decide the shapes.
-            transient: the outputs are read before the next run, so they need no copies.
+            feeds: first inputs.
+            shapes: of the buffers; a buffer may be longer than an input along its first axis.
         """
         import torch
 
-        self._transient = transient
         self._buffers = {
-            name: torch.empty(tuple(value.shape), device='cuda',
-                              dtype=getattr(torch, specs[name].dtype))
-            for name, value in feeds.items()}
+            name: torch.empty(shape, device='cuda', dtype=getattr(torch, specs[name].dtype))
+            for name, shape in shapes.items()}
         self._staging = {name: torch.empty_like(buffer, device='cpu').pin_memory()
                          for name, buffer in self._buffers.items()}
         self._last: dict[str, Value] = {}
@@ -260,12 +279,10 @@ class _CapturedGraph:
             self._outputs = function(**self._buffers)
 
     def replay(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        """Copy the inputs in, run, and return the outputs on the device."""
+        """Copy the inputs in, run, and return the outputs, which the next run overwrites."""
         self._feed(feeds)
         self._graph.replay()
-        if self._transient:
-            return self._outputs
-        return {name: output.clone() for name, output in self._outputs.items()}
+        return self._outputs
 
     def _feed(self, feeds: Mapping[str, Value]) -> None:
         """Bring the inputs into the static buffers; what lies there already is not copied."""
@@ -273,14 +290,24 @@ class _CapturedGraph:
             if value is self._last.get(name):
                 continue
             self._last[name] = None
+            target = self._target(name, len(value))
             if not isinstance(value, np.ndarray):
-                self._buffers[name].copy_(value)
+                target.copy_(value)
             elif is_constant(value):
-                self._buffers[name].copy_(self._constant(name, value))
+                target.copy_(self._constant(name, value))
             else:
-                self._upload(name, value)
+                self._upload(name, value, target)
                 continue  # it, or what it is a view of, may hold something else the next time
             self._last[name] = value
+
+    def _target(self, name: str, length: int) -> 'Tensor':
+        """Return the leading part of a buffer for an input; the rest is filled."""
+        buffer = self._buffers[name]
+        if length == len(buffer):
+            return buffer
+        # Each time: a longer input may have been there.
+        buffer[length:].fill_(filling(name))
+        return buffer[:length]
 
     def _constant(self, name: str, value: np.ndarray) -> 'Tensor':
         """Return an array that cannot change, on the device: matrices, thresholds, prompts.
@@ -294,13 +321,14 @@ class _CapturedGraph:
             (name, id(value)), lambda: (value, torch.from_numpy(value.copy()).to('cuda')),
             lambda kept: kept[0].nbytes)[1]
 
-    def _upload(self, name: str, value: np.ndarray) -> None:
+    def _upload(self, name: str, value: np.ndarray, target: 'Tensor') -> None:
         """Send an array through pinned memory."""
         import torch
 
         self._copied.synchronize()  # the pinned buffer may still be read by the last upload
-        _copy(value, self._staging[name])
-        self._buffers[name].copy_(self._staging[name], non_blocking=True)
+        staging = self._staging[name][:len(value)]
+        _copy(value, staging)
+        target.copy_(staging, non_blocking=True)
         self._copied.record(torch.cuda.current_stream())
 
 

@@ -76,11 +76,21 @@ class CudaStages:
         rest = [spec for spec in fusion.inputs if spec.name != 'logits']
 
         def function(**feeds: Tensor) -> dict[str, Tensor]:
-            logits = _run(decoder, feeds)['logits']
+            logits = without_padding(_run(decoder, feeds)['logits'], feeds['positive'])
             probability = _run(fusion, {**feeds, 'logits': logits})['probability']
             return cut_mask(probability, feeds['thresholds'], feeds['wanted'])
 
         return function, [*decoder.inputs, *rest, THRESHOLDS, WANTED], ANSWER_OUTPUTS
+
+
+def without_padding(logits: Tensor, positive: Tensor) -> Tensor:
+    """Return logits [P, S, S] whose padding has no share in a softmax over P.
+
+    Args:
+        logits: of prompts.
+        positive: float32 [P] of a stage `answer`, negative where a row is padding.
+    """
+    return logits.masked_fill(positive[:, None, None] < 0, -torch.inf)
 
 
 def cut_mask(probability: Tensor, thresholds: Tensor, wanted: Tensor) -> dict[str, Tensor]:

@@ -87,6 +87,7 @@ class CudaStages(torch_family.CudaStages):
     def _answer_fast(self, **feeds: Tensor) -> dict[str, Tensor]:
         logits = self._decode_classes(
             *(feeds[name] for name in ('code', 'tokens', 'dense', 'bias')))['logits']
+        logits = torch_family.without_padding(logits, feeds['positive'])
         fusion = self._stages['fusion'].module
         probability = fusion(logits, feeds['positive'], feeds['rows'], feeds['cols'])
         return torch_family.cut_mask(probability, feeds['thresholds'], feeds['wanted'])

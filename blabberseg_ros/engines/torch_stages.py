@@ -10,6 +10,7 @@ from torch.nn import functional
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines import cuda_kernels
 from blabberseg_ros.engines.base import TensorSpec
+from blabberseg_ros.engines.torch_family import without_padding
 from blabberseg_ros.errors import EngineError
 from blabberseg_ros.models.clipseg import ClipSeg, DecoderBlock
 from blabberseg_ros.models.load_clipseg import load_clipseg
@@ -168,7 +169,8 @@ class CudaStages:
                               positive: Tensor) -> Tensor:
         """Return float32 [S, S] without writing the logits where the head allows it."""
         if self._head is None:
-            weight = self.decode(code, mul, add)['logits'].softmax(0)
+            logits = self.decode(code, mul, add)['logits']
+            weight = without_padding(logits, positive).softmax(0)
             return (positive[:, None, None] * weight).sum(0)
         with self._autocast():
             tokens = self._tokens(code, mul, add)

@@ -12,7 +12,7 @@ libraries and GPU.
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -74,8 +74,8 @@ def admit(backend: Backend, shapes: Shapes | None = None,
 
     Args:
         backend: active.
-        shapes: to compare it for, if it is built for each set of them; None for those of the
-            gate's own frames and prompts.
+        shapes: to compare it for, from `shared_shapes`, if it is built for each set of them; None
+            for those of the gate's own frames and prompts.
         store: of earlier passes; the user's if None.
 
     Returns:
@@ -89,7 +89,7 @@ def admit(backend: Backend, shapes: Shapes | None = None,
     if _is_reference(backend.kind):
         return None
     own = _own_shapes(backend)
-    if shapes in own:
+    if shapes in [shared_shapes(backend, each) for each in own]:
         shapes = None
     kind = reference_kind(backend.bundle)
     if kind is None:
@@ -142,6 +142,14 @@ def nearest_shapes(backend: Backend, shapes: Shapes) -> Shapes:
     """Return the shapes nearest to some that the engine was built for."""
     return Shapes(*backend.kind.nearest_shapes(
         backend.bundle, shapes.width_px, shapes.height_px, shapes.rows))
+
+
+def shared_shapes(backend: Backend, shapes: Shapes) -> Shapes:
+    """Return which of the shapes that run on what is built for these stand for all of them.
+
+    They are the smallest, where an engine that pads has the most padding.
+    """
+    return replace(shapes, rows=backend.kind.fewest_alike(backend.bundle, shapes.rows))
 
 
 def _frames_of(wanted: Sequence[Shapes]) -> list[np.ndarray]:

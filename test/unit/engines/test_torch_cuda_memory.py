@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from blabberseg_ros.engines import torch_cuda
 from blabberseg_ros.engines.base import TensorSpec
 from blabberseg_ros.engines.torch_cuda import TorchCuda
 
-SPEC = [TensorSpec('x', 'float32', (2,))]
+INPUT, OUTPUT = (TensorSpec(name, 'float32', (2,)) for name in 'xy')
 
 
 class Network:
@@ -25,16 +26,16 @@ class Network:
         self.made.append(weakref.ref(self))
 
     def run(self, x):
-        return {'y': x}
+        return {'y': torch.from_numpy(x)}
 
     def stage(self, name):
-        return self._own, SPEC, SPEC
+        return self._own, [INPUT], [OUTPUT]
 
 
 class Graph:
     """A captured graph, which holds the network."""
 
-    def __init__(self, function, specs, feeds, transient):
+    def __init__(self, function, specs, feeds, shapes):
         self._function = function
 
     def replay(self, feeds):

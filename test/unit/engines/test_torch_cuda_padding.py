@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The torch-CUDA engine with padded prompts, on the CPU: its graphs run their functions anew."""
+
+import contextlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from blabberseg_ros.backends.registry import backend_class
+from blabberseg_ros.bundle import load_bundle
+from blabberseg_ros.engines import torch_cuda, torch_family, torch_fpseg, torch_stages
+from blabberseg_ros.engines.torch_cuda import TorchCuda
+from blabberseg_ros.parity.gate import Shapes, admit
+from blabberseg_ros.parity.reference import TorchCpu
+from blabberseg_ros.parity.store import ParityStore
+from blabberseg_ros.prompts import PromptSet
+from blabberseg_ros.segmenter import Segmenter
+
+COUNTS = (2, 3, 5, 7, 13, 17)
+SIZE = (40, 56)
+
+
+class CpuGraph(torch_cuda._CapturedGraph):
+    """A captured graph whose buffers are in the CPU's memory."""
+
+    def __init__(self, function, specs, feeds, shapes):
+        made.append(shapes)
+        self._function = function
+        # What is not filled is NaN and spoils the answer.
+        self._buffers = {
+            name: torch.full(shape, float('nan')).to(getattr(torch, specs[name].dtype))
+            for name, shape in shapes.items()}
+        self._staging = {name: torch.empty_like(buffer) for name, buffer in self._buffers.items()}
+        self._last = {}
+        self._copied = SimpleNamespace(synchronize=lambda: None, record=lambda stream: None)
+        self._feed(feeds)
+
+    def replay(self, feeds):
+        self._feed(feeds)
+        with torch.inference_mode():
+            return self._function(**self._buffers)
+
+    def _constant(self, name, value):
+        return torch.from_numpy(value.copy())
+
+
+made: list[dict[str, tuple[int, ...]]] = []
+
+
+def cut_mask(probability, thresholds, wanted):
+    """Return what the kernels of `torch_family.cut_mask` do."""
+    above = (probability.flatten()[:, None] > thresholds[:100]).sum(0)
+    enough = (above >= wanted[0]) & (torch.arange(100) < wanted[1])
+    index = int(enough.int().argmax()) if enough.any() else 100
+    return {'probability': probability, 'mask': (probability > thresholds[index]).byte() * 255,
+            'found': torch.tensor([index, int((~probability.isfinite()).sum())])}
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch):
+    """Run what is written for CUDA on the CPU, each family by its own stages."""
+    made.clear()
+    stream = SimpleNamespace(synchronize=lambda: None)
+    monkeypatch.setattr(torch.nn.Module, 'cuda', lambda module: module)
+    monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda tensor: tensor)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda: stream)
+    monkeypatch.setattr(torch_cuda, '_CapturedGraph', CpuGraph)
+    monkeypatch.setattr(torch_cuda, '_STAGES', {})
+    monkeypatch.setattr(torch_family, 'cut_mask', cut_mask)
+
+
+@pytest.fixture(params=['clipseg', 'lseg', 'fpseg'])
+def bundle(request, make_random_bundle):
+    return load_bundle(make_random_bundle(request.param))
+
+
+def kind_of(bundle):
+    # The other families' stages are written in `torch_family` already.
+    return TorchCuda('fp32', compiled=False)
+
+
+def opened(bundle, kind, **arguments):
+    return Segmenter(backend_class(bundle.manifest.family)(bundle, kind), **arguments)
+
+
+def prompts_of(bundle, count):
+    """Return as many prompts, each of one row of the logits."""
+    if bundle.manifest.family == 'fpseg':
+        names = [*opened(bundle, TorchCpu()).backend.class_names]
+        return PromptSet(tuple(names[:1]), tuple(names[1:count]))
+    return PromptSet(('grass',), tuple(f'roof {index}' for index in range(count - 1)))
+
+
+def counts_for(bundle):
+    if bundle.manifest.family == 'fpseg':
+        most = len(opened(bundle, TorchCpu()).backend.class_names)
+        return tuple(count for count in COUNTS if count <= most)
+    return COUNTS
+
+
+def picture(seed=0, size=SIZE):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+def test_answers_with_padding_are_those_without(bundle):
+    with opened(bundle, kind_of(bundle)) as padded, opened(bundle, TorchCpu()) as plain:
+        assert padded.backend._answers == ('decoder' in bundle.manifest.graphs)
+        for count in counts_for(bundle):
+            prompts = prompts_of(bundle, count)
+            found, wanted = (each.segment(picture(), prompts) for each in (padded, plain))
+            np.testing.assert_allclose(found.probability, wanted.probability, atol=1e-5)
+            assert np.mean(found.mask != wanted.mask) < 1e-3
+            assert found.threshold == pytest.approx(wanted.threshold, abs=0.02)
+
+
+def test_logits_and_their_fusion_with_padding_are_those_without(bundle):
+    """Back-ends decode and fuse apart where the time is limited, and merge for label maps."""
+    with opened(bundle, kind_of(bundle)) as padded, opened(bundle, TorchCpu()) as plain:
+        for count in counts_for(bundle):
+            prompts = prompts_of(bundle, count)
+            found, wanted = (_decoded(each.backend, prompts) for each in (padded, plain))
+            assert found[0].shape[0] == count
+            for ours, theirs in zip(found, wanted, strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def _decoded(backend, prompts):
+    from blabberseg_ros.backends.values import Query
+    from blabberseg_ros.heatmap import FusionOptions
+
+    codes = backend.encode_prompts(backend.texts(prompts))
+    logits = backend.decode(backend.encode_image(picture()), codes)
+    query = Query(prompts.is_positive, FusionOptions(), SIZE)
+    results = [backend.to_host(logits), backend.fuse(logits, codes, query)]
+    if 'merge' in backend.stages:
+        # Every logit below that of the padding where it is zero: no class is seen.
+        for shift in (0, 1e3):
+            merged = backend.engine('merge').infer({'logits': results[0] - np.float32(shift)})
+            results.append(backend.engine('merge').to_host(merged['classes'])[0])
+    return results
+
+
+def test_numbers_of_one_length_share_a_graph_and_fewer_follow_more(bundle):
+    with opened(bundle, kind_of(bundle)) as padded, opened(bundle, TorchCpu()) as plain:
+        image = picture()
+        for count in (6, 8):
+            padded.segment(image, prompts_of(bundle, count))
+        built = _answers()
+        for count in (7, 8, 5, 6, 5, 7):
+            prompts = prompts_of(bundle, count)
+            np.testing.assert_allclose(padded.segment(image, prompts).probability,
+                                       plain.segment(image, prompts).probability, atol=1e-5)
+        assert _answers() == built == 2
+
+
+def _answers():
+    return sum('thresholds' in shapes for shapes in made)
+
+
+@pytest.mark.parametrize('family', ['clipseg', 'lseg'])
+def test_arrays_that_may_change_are_padded_too(make_random_bundle, family):
+    """What is not known to stay the same goes through pinned memory."""
+    bundle = load_bundle(make_random_bundle(family))
+    with opened(bundle, kind_of(bundle)) as padded, opened(bundle, TorchCpu()) as plain:
+        for count in (8, 7, 5, 6):
+            texts = prompts_of(bundle, count).texts
+            for ours, theirs in zip(padded.backend.encode_prompts(texts),
+                                    plain.backend.encode_prompts(texts), strict=True):
+                for (_, got), (_, wanted) in zip(ours.arrays, theirs.arrays, strict=True):
+                    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_a_number_of_the_same_length_costs_neither_a_comparison_nor_a_graph(bundle, tmp_path):
+    store, asked = ParityStore(tmp_path), []
+
+    def check(backend, shapes=None):
+        asked.append(shapes)
+        return admit(backend, shapes, store)
+
+    with opened(bundle, kind_of(bundle), check=check) as segmenter:
+        image = picture()
+        segmenter.segment(image, prompts_of(bundle, 6))
+        assert asked == [None, Shapes(SIZE[1], SIZE[0], 5)]
+        built = len(made)
+        for count in (5, 6, 5):
+            segmenter.segment(image, prompts_of(bundle, count))
+        assert (len(asked), len(made)) == (2, built)
+        segmenter.segment(image, prompts_of(bundle, 7))
+        assert asked[2:] == [Shapes(SIZE[1], SIZE[0], 7)]
+        assert segmenter.engine_name == 'torch-cuda'
+
+
+def test_an_engine_that_takes_over_is_compared_for_what_it_builds_itself(make_random_bundle):
+    """The shapes that stood for others on the engine before may be new to the next."""
+    bundle = load_bundle(make_random_bundle('clipseg'))
+    asked = []
+
+    def check(backend, shapes=None):
+        asked.append((backend.kind.name, shapes and shapes.rows))
+        if shapes and backend.kind.name == 'torch-cuda':
+            raise torch_cuda.EngineError('wrong')
+
+    other = TorchCpu()
+    other.per_shape, other.name = True, 'other'
+    segmenter = opened(bundle, kind_of(bundle), check=check,
+                       others=[backend_class('clipseg')(bundle, other)])
+    with segmenter:
+        for count in (6, 5):
+            segmenter.segment(picture(), prompts_of(bundle, count))
+    assert asked == [('torch-cuda', None), ('torch-cuda', 5), ('other', None), ('other', 6),
+                     ('other', 5)]
+
+
+@pytest.mark.parametrize(('count', 'padding'), [(2, 0), (5, 1), (17, 7)])
+def test_clipseg_without_the_fused_head(make_random_bundle, count, padding):
+    bundle = load_bundle(make_random_bundle('clipseg'))
+    stages = object.__new__(torch_stages.CudaStages)
+    stages.model, stages._head = torch_stages.load_clipseg(bundle), None
+    stages._autocast = contextlib.nullcontext
+    generator = torch.Generator().manual_seed(0)
+    config = stages.model.config
+    code = torch.randn((3, config.tokens, config.reduce_dim), generator=generator)
+    pair = torch.randn((2, count, config.reduce_dim), generator=generator)
+    positive = (torch.arange(count) % 2).float()
+    with torch.inference_mode():
+        wanted = stages._positive_probability(code, *pair, positive)
+        found = stages._positive_probability(
+            code, *torch.cat((pair, torch.zeros(2, padding, config.reduce_dim)), 1),
+            torch.cat((positive, -torch.ones(padding))))
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(('count', 'padding'), [(1, 0), (5, 1), (7, 3)])
+def test_fpseg_with_its_decoder_in_one_type(make_random_bundle, count, padding):
+    bundle = load_bundle(make_random_bundle('fpseg'))
+    stages = torch_fpseg.CudaStages(bundle, 'fp32', compiled=False)
+    stages._prepare_decoder(stages._stages['decoder'].module.model, compiled=False)
+    function, inputs, _ = stages.stage('answer')
+    generator = torch.Generator().manual_seed(0)
+    feeds = {spec.name: torch.randn([count if length == 'prompts' else 9 if isinstance(length, str)
+                                     else length for length in spec.shape], generator=generator)
+             for spec in inputs}
+    feeds |= {'positive': (torch.arange(count) % 2).float(), 'wanted': torch.tensor([5, 100]),
+              'thresholds': torch.linspace(1, 0, 101)}
+    padded = {**feeds, 'positive': torch.cat((feeds['positive'], -torch.ones(padding)))}
+    for name in ('tokens', 'dense', 'bias'):
+        padded[name] = torch.cat((feeds[name], torch.zeros(padding, *feeds[name].shape[1:])))
+    with torch.inference_mode():
+        wanted, found = function(**feeds), function(**padded)
+    torch.testing.assert_close(found['probability'], wanted['probability'], atol=1e-5, rtol=1e-4)
+    assert torch.equal(found['found'], wanted['found'])
