@@ -19,6 +19,7 @@ MAX_BYTES = 32_000_000
 @dataclass(frozen=True)
 class _KnownFrame:
     pixels: np.ndarray
+    address: int
     code: ImageCode
 
 
@@ -36,8 +37,10 @@ class FrameCache:
 
     def find(self, image: np.ndarray) -> _KnownFrame | None:
         """Return the known frame with these pixels, now the newest; None if there is none."""
+        # Looked up once: it takes as long as finding that two frames differ.
+        address = image.ctypes.data if image.flags.c_contiguous else None
         for index, known in enumerate(self._frames):
-            if _same_pixels(known.pixels, image):
+            if _same_pixels(known, image, address):
                 self._frames.insert(0, self._frames.pop(index))
                 return known
         return None
@@ -45,7 +48,8 @@ class FrameCache:
     def keep(self, image: np.ndarray, code: ImageCode) -> None:
         """Remember a frame, by a copy: the caller's buffer may be reused for the next one."""
         if image.nbytes <= MAX_BYTES:
-            self._frames.insert(0, _KnownFrame(self._copied(image), code))
+            pixels = self._copied(image)
+            self._frames.insert(0, _KnownFrame(pixels, pixels.ctypes.data, code))
 
     def clear(self) -> None:
         """Forget all frames."""
@@ -65,14 +69,20 @@ class FrameCache:
         return oldest
 
 
-def _same_pixels(known: np.ndarray, image: np.ndarray) -> bool:
+def _same_pixels(known: _KnownFrame, image: np.ndarray, address: int | None) -> bool:
     """Return whether two images are equal, byte for byte.
 
-    The first row is compared first, since most frames differ there. Of 640x480 pixels, a hash
-    would take 0.6 ms, NumPy's comparison 0.07 ms, and C's takes 0.02 ms.
+    C's comparison ends at the first byte that differs, and most frames differ in their first row.
+    Of two equal frames of 640x480 pixels it takes 0.02 ms, where NumPy's takes 0.07 ms and a hash
+    0.6 ms.
+
+    Args:
+        known: its pixels are contiguous.
+        image: to compare with.
+        address: of the image, or None if it is not contiguous.
     """
-    if known.shape != image.shape or not np.array_equal(known[0], image[0]):
+    if known.pixels.shape != image.shape:
         return False
-    if image.flags.c_contiguous and known.flags.c_contiguous:
-        return _memcmp(known.ctypes.data, image.ctypes.data, image.nbytes) == 0
-    return np.array_equal(known, image)
+    if address is not None:
+        return _memcmp(known.address, address, image.nbytes) == 0
+    return np.array_equal(known.pixels[0], image[0]) and np.array_equal(known.pixels, image)

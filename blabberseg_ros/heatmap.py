@@ -7,6 +7,7 @@ that is lowered in a hundred steps until enough of the image is safe.
 """
 
 import bisect
+import math
 from dataclasses import dataclass, field
 
 import cv2
@@ -48,7 +49,7 @@ class FusionOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be computed."""
         for name in ('safety_threshold', 'dynamic_threshold', 'min_threshold'):
-            if not np.isfinite(getattr(self, name)):
+            if not math.isfinite(getattr(self, name)):
                 raise ParameterError(f'{name} is {getattr(self, name)}; it must be a number')
         if self.safety_threshold <= 0:
             raise ParameterError(

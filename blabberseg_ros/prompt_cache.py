@@ -103,9 +103,9 @@ class PromptCache:
         """
         # Most frames come with the prompts of the last one: looking at each text again would take
         # a twentieth of the frame on a fast GPU.
-        if prompts in self._sets:
+        if (found := self._sets.get(prompts)) is not None:
             self._sets.move_to_end(prompts)
-            return self._sets[prompts]
+            return found
         started = time.perf_counter()
         texts = backend.texts(prompts)
         different = list(dict.fromkeys(texts))

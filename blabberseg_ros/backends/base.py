@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from blabberseg_ros.backends.feeds import positive_weights, search_feeds
+from blabberseg_ros.backends.feeds import device_search, positive_weights
 from blabberseg_ros.backends.values import (
     Answer,
     ImageCode,
@@ -30,12 +30,10 @@ from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import Engine, EngineKind
 from blabberseg_ros.errors import BundleError, Cancelled
 from blabberseg_ros.heatmap import (
-    Threshold,
     apply_threshold,
     blur_and_resize,
     find_threshold,
     positive_probability,
-    threshold_table,
 )
 from blabberseg_ros.prompts import PromptSet, default_prompts
 from blabberseg_ros.resampling import blur_and_resize_matrices, read_only, triangle_matrices
@@ -341,18 +339,18 @@ class Backend(ABC):
         """Run everything after the image code in one stage."""
         started = time.perf_counter()
         rows, cols = self._back_to_image(query)
-        thresholds, wanted = search_feeds(query.fusion, query.size[0] * query.size[1])
+        search = device_search(query.fusion, query.size[0] * query.size[1])
         engine = self.engine(ANSWER)
         outputs = engine.infer({
             **self.code_feeds(image, prompts),
             'positive': self.weights(prompts, query.is_positive), 'rows': rows, 'cols': cols,
-            'thresholds': thresholds, 'wanted': wanted})
-        names = ['mask', 'found', *(['probability'] if query.with_probability else [])]
-        mask, found, *rest = engine.to_host(*(outputs[name] for name in names))
-        table = threshold_table(query.fusion)
-        success = bool(found[0] < len(table.tested))
-        threshold = Threshold(table.tested[found[0]] if success else table.failed, success)
-        return Answer(rest[0] if rest else None, mask, threshold, not found[1],
+            'thresholds': search.thresholds, 'wanted': search.wanted})
+        wanted = [outputs['mask'], outputs['found']]
+        if query.with_probability:
+            wanted.append(outputs['probability'])
+        mask, found, *rest = engine.to_host(*wanted)
+        index, not_finite = found.tolist()
+        return Answer(rest[0] if rest else None, mask, search.outcome(index), not not_finite,
                       (time.perf_counter() - started) * 1e3)
 
     def _back_to_image(self, query: Query) -> tuple[np.ndarray, np.ndarray]:

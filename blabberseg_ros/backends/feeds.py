@@ -2,11 +2,18 @@
 """Rules as arrays, for the stages that apply them on a device."""
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from blabberseg_ros.heatmap import THRESHOLD_STEPS, FusionOptions, threshold_table
+from blabberseg_ros.heatmap import (
+    THRESHOLD_STEPS,
+    FusionOptions,
+    Threshold,
+    ThresholdTable,
+    threshold_table,
+)
 from blabberseg_ros.resampling import read_only
 
 
@@ -16,12 +23,32 @@ def positive_weights(is_positive: tuple[bool, ...]) -> np.ndarray:
     return read_only(np.array(is_positive, np.float32))
 
 
-@lru_cache(maxsize=64)
-def search_feeds(fusion: FusionOptions, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the search as a device takes it: `thresholds` [101] and `wanted` [2].
+@dataclass(frozen=True)
+class DeviceSearch:
+    """A threshold search as a device takes it.
 
-    The hundred-and-first threshold cuts the mask of a failed search; infinity leaves it black.
+    Attributes:
+        thresholds: float32 [101]. The last cuts the mask of a failed search; infinity leaves it
+            black.
+        wanted: int32 [2]: the fewest pixels that have to be above a threshold, and how many
+            thresholds may be used.
+        table: what the thresholds are in double precision.
     """
+
+    thresholds: np.ndarray
+    wanted: np.ndarray
+    table: ThresholdTable
+
+    def outcome(self, index: int) -> Threshold:
+        """Return what it means that a device found the threshold of an index, 100 if none."""
+        if index < len(self.table.tested):
+            return Threshold(self.table.tested[index], True)
+        return Threshold(self.table.failed, False)
+
+
+@lru_cache(maxsize=64)
+def device_search(fusion: FusionOptions, pixels: int) -> DeviceSearch:
+    """Return the search in an image of so many pixels."""
     table = threshold_table(fusion)
     thresholds = np.full(THRESHOLD_STEPS + 1, np.inf, np.float32)
     thresholds[:len(table.tested)] = table.tested
@@ -31,4 +58,5 @@ def search_feeds(fusion: FusionOptions, pixels: int) -> tuple[np.ndarray, np.nda
     count = min(max(math.ceil(table.wanted * pixels) - 1, 0), pixels + 1)
     while count <= pixels and count / pixels < table.wanted:
         count += 1
-    return read_only(thresholds), read_only(np.array([count, len(table.tested)], np.int32))
+    return DeviceSearch(
+        read_only(thresholds), read_only(np.array([count, len(table.tested)], np.int32)), table)

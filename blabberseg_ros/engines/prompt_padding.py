@@ -10,7 +10,7 @@ compute the logits themselves.
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from blabberseg_ros.engines.base import TensorSpec
@@ -47,32 +47,32 @@ def filling(name: str) -> float:
     return _FILLINGS.get(name, 0.0)
 
 
-def prompt_count(specs: Mapping[str, TensorSpec], feeds: Mapping[str, Any]) -> int:
+def prompt_count(counting: Collection[str], feeds: Mapping[str, Any]) -> int:
     """Return the number of prompts in some inputs; 0 if none of them counts prompts.
 
     Args:
-        specs: of the inputs.
+        counting: names of the inputs whose first axis counts prompts.
         feeds: arrays or tensors, by name.
 
     Raises:
         EngineError: the inputs differ in it, which padding would hide, or there are none.
     """
-    counts = {len(value) for name, value in feeds.items() if counts_prompts(specs[name])}
+    counts = {feeds[name].shape[0] for name in counting}
     if len(counts) > 1 or 0 in counts:
         given = ', '.join(f'{name} {tuple(value.shape)}' for name, value in feeds.items())
         raise EngineError(f'the inputs are not of one number of prompts, at least 1: {given}')
     return max(counts, default=0)
 
 
-def padded_shapes(specs: Mapping[str, TensorSpec], feeds: Mapping[str, Any],
+def padded_shapes(counting: Collection[str], feeds: Mapping[str, Any],
                   count: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of some inputs with padding.
 
     Args:
-        specs: of the inputs.
+        counting: names of the inputs whose first axis counts prompts.
         feeds: arrays or tensors, by name.
         count: of the prompts in them.
     """
-    length = padded_length(count) if count else 0
-    return {name: (length, *value.shape[1:]) if counts_prompts(specs[name])
-            else tuple(value.shape) for name, value in feeds.items()}
+    length = padded_length(count)
+    return {name: (length, *value.shape[1:]) if name in counting else tuple(value.shape)
+            for name, value in feeds.items()}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from blabberseg_ros.backends.feeds import search_feeds
+from blabberseg_ros.backends.feeds import device_search
 from blabberseg_ros.backends.values import PromptCode
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines import cuda_kernels
@@ -127,8 +127,8 @@ class _BatchStages(CudaStages):
         self._rows_in, self._cols_in = map(_on_device, triangle_matrices(*job.size, side))
         self._rows_out, self._cols_out = map(
             _on_device, blur_and_resize_matrices(side, *job.size, job.fusion.blur_kernel_size))
-        self._thresholds, self._wanted = map(
-            _on_device, search_feeds(job.fusion, job.size[0] * job.size[1]))
+        search = device_search(job.fusion, job.size[0] * job.size[1])
+        self._thresholds, self._wanted = map(_on_device, (search.thresholds, search.wanted))
         self._encode_many = self._wrapped(self._encode_patches_many, compiled, dynamic=False)
         self._tokens_many = self._wrapped(self._decode_tokens_many, compiled, dynamic=False)
 

@@ -155,19 +155,20 @@ class TorchCudaEngine(Engine):
         self.precision = kind.precision
         self._kind = kind
         self._holds_network = False
+        self._counting: frozenset[str] = frozenset()
         self._function: Callable[..., dict[str, Tensor]] | None = None
         self._graphs: OrderedDict[tuple, _CapturedGraph] = OrderedDict()
-        self._outboxes: OrderedDict[tuple, Tensor] = OrderedDict()
+        self._outboxes: OrderedDict[tuple, list[Tensor]] = OrderedDict()
 
     def _to_host(self, values: Sequence[Value]) -> tuple[np.ndarray, ...]:
         """Copy values through pinned memory and wait for the device once."""
         import torch
 
-        staged = [self._pinned(value, index) for index, value in enumerate(values)]
-        for buffer, value in zip(staged, values, strict=True):
+        outbox = self._outbox(values)
+        for buffer, value in zip(outbox, values, strict=True):
             buffer.copy_(value, non_blocking=True)
         torch.cuda.current_stream().synchronize()
-        return tuple(buffer.numpy().copy() for buffer in staged)
+        return tuple([buffer.numpy().copy() for buffer in outbox])
 
     def concatenate(self, parts: Sequence[Value]) -> Value:
         """Join arrays along their first axis on the device."""
@@ -176,21 +177,24 @@ class TorchCudaEngine(Engine):
         return torch.cat([torch.tensor(part, device='cuda') if isinstance(part, np.ndarray)
                           else part for part in parts])
 
-    def _pinned(self, value: Value, index: int) -> Value:
-        """Return a pinned buffer for a value, kept for the next of its shape and place."""
+    def _outbox(self, values: Sequence[Value]) -> 'list[Tensor]':
+        """Return a pinned buffer for each value, kept for the next values of these shapes."""
         import torch
 
-        key = (index, tuple(value.shape), value.dtype)
-        if key not in self._outboxes:
+        key = tuple([(value.shape, value.dtype) for value in values])
+        found = self._outboxes.get(key)
+        if found is None:
             while len(self._outboxes) >= _OUTBOXES:
                 self._outboxes.popitem(last=False)
-            self._outboxes[key] = torch.empty_like(value, device='cpu').pin_memory()
-        return self._outboxes[key]
+            found = [torch.empty_like(value, device='cpu').pin_memory() for value in values]
+            self._outboxes[key] = found
+        return found
 
     def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         stages = self._kind.acquire(self.bundle)
         self._holds_network = True
         self._function, inputs, outputs = stages.stage(self.stage)
+        self._counting = frozenset(spec.name for spec in inputs if counts_prompts(spec))
         return inputs, outputs
 
     def _unload(self) -> None:
@@ -204,8 +208,8 @@ class TorchCudaEngine(Engine):
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         import torch
 
-        count = prompt_count(self._inputs, feeds)
-        shapes = padded_shapes(self._inputs, feeds, count)
+        count = prompt_count(self._counting, feeds)
+        shapes = padded_shapes(self._counting, feeds, count)
         key = tuple(shapes.values())
         try:
             graph = self._graphs.get(key)
@@ -290,7 +294,7 @@ class _CapturedGraph:
             if value is self._last.get(name):
                 continue
             self._last[name] = None
-            target = self._target(name, len(value))
+            target = self._target(name, value.shape[0])
             if not isinstance(value, np.ndarray):
                 target.copy_(value)
             elif is_constant(value):
@@ -303,7 +307,7 @@ class _CapturedGraph:
     def _target(self, name: str, length: int) -> 'Tensor':
         """Return the leading part of a buffer for an input; the rest is filled."""
         buffer = self._buffers[name]
-        if length == len(buffer):
+        if length == buffer.shape[0]:
             return buffer
         # Each time: a longer input may have been there.
         buffer[length:].fill_(filling(name))
@@ -326,7 +330,9 @@ class _CapturedGraph:
         import torch
 
         self._copied.synchronize()  # the pinned buffer may still be read by the last upload
-        staging = self._staging[name][:len(value)]
+        staging = self._staging[name]
+        if target.shape != staging.shape:
+            staging = staging[:target.shape[0]]
         _copy(value, staging)
         target.copy_(staging, non_blocking=True)
         self._copied.record(torch.cuda.current_stream())

@@ -98,7 +98,7 @@ def cut_mask(probability: Tensor, thresholds: Tensor, wanted: Tensor) -> dict[st
 
     Args:
         probability: float32 [H, W] of safe ground.
-        thresholds: float32 [101], see `backends.feeds.search_feeds`.
+        thresholds: float32 [101], see `backends.feeds.DeviceSearch`.
         wanted: int32 [2], likewise.
     """
     probability = probability.contiguous()

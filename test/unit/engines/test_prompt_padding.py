@@ -24,10 +24,7 @@ from blabberseg_ros.engines.torch_cuda import TorchCuda
 from blabberseg_ros.errors import EngineError
 from blabberseg_ros.prompts import MAX_PROMPTS, default_prompts
 
-SPECS = {spec.name: spec for spec in (
-    TensorSpec('code', 'float32', (3, 5, 4)), TensorSpec('mul', 'float32', ('prompts', 4)),
-    TensorSpec('positive', 'float32', ('prompts',)),
-    TensorSpec('rows', 'float32', ('height', 8)))}
+COUNTING = frozenset({'mul', 'positive'})
 
 
 def feeds(mul, positive):
@@ -53,22 +50,22 @@ def test_every_number_is_padded_as_the_fewest_that_share_its_length_are():
 
 def test_only_what_counts_prompts_is_padded():
     given = feeds(5, 5)
-    assert prompt_count(SPECS, given) == 5
-    assert padded_shapes(SPECS, given, 5) == {
+    assert prompt_count(COUNTING, given) == 5
+    assert padded_shapes(COUNTING, given, 5) == {
         'code': (3, 5, 4), 'mul': (6, 4), 'positive': (6,), 'rows': (9, 8)}
 
 
 def test_inputs_without_prompts_stay_as_they_are():
-    specs = {'positive': TensorSpec('positive', 'float32', (150,))}
+    assert not counts_prompts(TensorSpec('positive', 'float32', (150,)))
     given = {'positive': np.zeros(150)}
-    assert prompt_count(specs, given) == 0
-    assert padded_shapes(specs, given, 0) == {'positive': (150,)}
+    assert prompt_count(frozenset(), given) == 0
+    assert padded_shapes(frozenset(), given, 0) == {'positive': (150,)}
 
 
 @pytest.mark.parametrize('counts', [(5, 6), (0, 0)])
 def test_padding_hides_no_mistake(counts):
     with pytest.raises(EngineError, match=r'not of one number of prompts.*mul'):
-        prompt_count(SPECS, feeds(*counts))
+        prompt_count(COUNTING, feeds(*counts))
 
 
 def test_fillings():
