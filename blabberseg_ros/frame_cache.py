@@ -17,9 +17,17 @@ MAX_BYTES = 32_000_000
 
 
 @dataclass(frozen=True)
-class _KnownFrame:
+class KnownFrame:
+    """A frame and its code.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], contiguous.
+        middle_row: bytes of the row half-way down, in which other frames differ.
+        code: of the image.
+    """
+
     pixels: np.ndarray
-    address: int
+    middle_row: bytes
     code: ImageCode
 
 
@@ -28,19 +36,26 @@ class FrameCache:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._frames: list[_KnownFrame] = []
+        self._frames: list[KnownFrame] = []
 
     @property
     def nbytes(self) -> int:
         """Return the memory that the copies of the frames take."""
         return sum(known.pixels.nbytes for known in self._frames)
 
-    def find(self, image: np.ndarray) -> _KnownFrame | None:
+    def likely(self, image: np.ndarray) -> KnownFrame | None:
+        """Return the known frame that `find` would, by the look of one row of it."""
+        row = _middle_row(image)
+        for known in self._frames:
+            if known.middle_row == row and known.pixels.shape == image.shape:
+                return known
+        return None
+
+    def find(self, image: np.ndarray) -> KnownFrame | None:
         """Return the known frame with these pixels, now the newest; None if there is none."""
-        # Looked up once: it takes as long as finding that two frames differ.
-        address = image.ctypes.data if image.flags.c_contiguous else None
+        row = _middle_row(image)
         for index, known in enumerate(self._frames):
-            if _same_pixels(known, image, address):
+            if known.middle_row == row and _same_pixels(known.pixels, image):
                 self._frames.insert(0, self._frames.pop(index))
                 return known
         return None
@@ -48,8 +63,7 @@ class FrameCache:
     def keep(self, image: np.ndarray, code: ImageCode) -> None:
         """Remember a frame, by a copy: the caller's buffer may be reused for the next one."""
         if image.nbytes <= MAX_BYTES:
-            pixels = self._copied(image)
-            self._frames.insert(0, _KnownFrame(pixels, pixels.ctypes.data, code))
+            self._frames.insert(0, KnownFrame(self._copied(image), _middle_row(image), code))
 
     def clear(self) -> None:
         """Forget all frames."""
@@ -69,20 +83,17 @@ class FrameCache:
         return oldest
 
 
-def _same_pixels(known: _KnownFrame, image: np.ndarray, address: int | None) -> bool:
+def _middle_row(image: np.ndarray) -> bytes:
+    return image[image.shape[0] // 2].tobytes()
+
+
+def _same_pixels(known: np.ndarray, image: np.ndarray) -> bool:
     """Return whether two images are equal, byte for byte.
 
-    C's comparison ends at the first byte that differs, and most frames differ in their first row.
-    Of two equal frames of 640x480 pixels it takes 0.02 ms, where NumPy's takes 0.07 ms and a hash
-    0.6 ms.
-
-    Args:
-        known: its pixels are contiguous.
-        image: to compare with.
-        address: of the image, or None if it is not contiguous.
+    Of 640x480 pixels, a hash would take 0.6 ms, NumPy's comparison 0.07 ms, and C's takes 0.02 ms.
     """
-    if known.pixels.shape != image.shape:
+    if known.shape != image.shape:
         return False
-    if address is not None:
-        return _memcmp(known.address, address, image.nbytes) == 0
-    return np.array_equal(known.pixels[0], image[0]) and np.array_equal(known.pixels, image)
+    if image.flags.c_contiguous and known.flags.c_contiguous:
+        return _memcmp(known.ctypes.data, image.ctypes.data, image.nbytes) == 0
+    return np.array_equal(known, image)

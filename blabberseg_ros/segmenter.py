@@ -4,6 +4,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -11,11 +12,12 @@ import numpy as np
 
 from blabberseg_ros.backends.base import Backend
 from blabberseg_ros.backends.registry import backend_class
-from blabberseg_ros.backends.values import ImageCode, LabelMap, Query, RunCounts, never
+from blabberseg_ros.backends.values import Answer, ImageCode, LabelMap, Query, RunCounts, never
 from blabberseg_ros.bundle import Bundle, find_bundle, load_bundle, user_cache_folder
 from blabberseg_ros.engines.choose import AUTO, usable_engines
 from blabberseg_ros.errors import (
     BundleError,
+    Cancelled,
     EngineError,
     ImageError,
     NotFiniteError,
@@ -248,11 +250,17 @@ class Segmenter:
         known = self._prompts.encode(prompts, self.backend)
         self._check_shapes(Shapes(image.shape[1], image.shape[0], known.rows))
         encoded = time.perf_counter()
-        image_code, image_was_known = self._encode_image(image)
-        seen = time.perf_counter()
-        answer = self.backend.answer(image_code, known.codes, Query(
-            prompts.is_positive, fusion, image.shape[:2], with_probability, cancelled,
-            self._decode_budget_ms))
+
+        def ask(code: ImageCode, cancelled: Callable[[], bool]) -> Answer:
+            return self.backend.answer(code, known.codes, Query(
+                prompts.is_positive, fusion, image.shape[:2], with_probability, cancelled,
+                self._decode_budget_ms))
+
+        answer, image_was_known, seen = self._guess(image, ask, cancelled), True, encoded
+        if answer is None:
+            image_code, image_was_known = self._encode_image(image)
+            seen = time.perf_counter()
+            answer = ask(image_code, cancelled)
         if not answer.finite:
             self._images.clear()  # the image code may hold the NaN
             raise NotFiniteError(
@@ -283,6 +291,30 @@ class Segmenter:
         """
         check_image(image)
         return self.backend.label_map(self._encode_image(image)[0], image.shape[:2])
+
+    def _guess(self, image: np.ndarray, ask: Callable[[ImageCode, Callable[[], bool]], Answer],
+               cancelled: Callable[[], bool]) -> Answer | None:
+        """Return the answer of a device for a known frame; None if the image is none.
+
+        The device answers for the frame that the image looks like while the host compares all of
+        their bytes.
+
+        Args:
+            image: as for `segment`.
+            ask: returns the answer for an image code, unless what it is given answers True.
+            cancelled: as for `segment`.
+        """
+        likely = self._images.likely(image) if self.backend.answers_on_device else None
+        if likely is None:
+            return None
+        same = cache(lambda: self._images.find(image) is likely)
+        try:
+            answer = ask(likely.code, lambda: cancelled() or not same())
+        except Cancelled:
+            if same():
+                raise
+            return None
+        return answer if same() else None
 
     def _encode_image(self, image: np.ndarray) -> tuple[ImageCode, bool]:
         """Return the image's code and whether it was known."""

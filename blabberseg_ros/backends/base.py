@@ -103,6 +103,11 @@ class Backend(ABC):
         return self._engines['image_encoder'].precision
 
     @property
+    def answers_on_device(self) -> bool:
+        """Return whether a device does all that follows the image encoder while the host waits."""
+        return self._answers
+
+    @property
     def active_engines(self) -> tuple[Engine, ...]:
         """Return the engines that are loaded."""
         return tuple(engine for engine in self._engines.values() if engine.active)
@@ -345,6 +350,9 @@ class Backend(ABC):
             **self.code_feeds(image, prompts),
             'positive': self.weights(prompts, query.is_positive), 'rows': rows, 'cols': cols,
             'thresholds': search.thresholds, 'wanted': search.wanted})
+        # Looked at while the device works.
+        if query.cancelled():
+            raise Cancelled('the work was cancelled before it was done')
         wanted = [outputs['mask'], outputs['found']]
         if query.with_probability:
             wanted.append(outputs['probability'])

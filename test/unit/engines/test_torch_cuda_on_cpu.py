@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The torch-CUDA engine with padded prompts, on the CPU: its graphs run their functions anew."""
+"""The torch-CUDA engine on the CPU, where its graphs run their functions anew.
+
+Prompts with padding, and frames that a device answers for before the host knows them for sure.
+"""
 
 import contextlib
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.engines import torch_cuda, torch_family, torch_fpseg, torch_stages
 from blabberseg_ros.engines.torch_cuda import TorchCuda
+from blabberseg_ros.errors import Cancelled
 from blabberseg_ros.parity.gate import Shapes, admit
 from blabberseg_ros.parity.reference import TorchCpu
 from blabberseg_ros.parity.store import ParityStore
@@ -251,3 +255,46 @@ def test_fpseg_with_its_decoder_in_one_type(make_random_bundle, count, padding):
         wanted, found = function(**feeds), function(**padded)
     torch.testing.assert_close(found['probability'], wanted['probability'], atol=1e-5, rtol=1e-4)
     assert torch.equal(found['found'], wanted['found'])
+
+
+@pytest.fixture
+def device(make_random_bundle):
+    bundle = load_bundle(make_random_bundle('fpseg'))
+    with opened(bundle, kind_of(bundle)) as segmenter:
+        yield segmenter
+
+
+def test_a_frame_that_only_looks_like_a_known_one_is_encoded(device):
+    bundle = device.bundle
+    first, prompts = picture(), prompts_of(bundle, 3)
+    other = picture(1)
+    other[SIZE[0] // 2] = first[SIZE[0] // 2]
+    with opened(bundle, TorchCpu()) as plain:
+        for image, hit, encoded in ((first, False, 1), (other, False, 2), (first, True, 2),
+                                    (other.copy(), True, 2), (other[:, ::-1], False, 3),
+                                    (other[:, ::-1], True, 3)):
+            found = device.segment(image, prompts)
+            assert (found.cache_hits.image, device.run_counts.image_encoder) == (hit, encoded)
+            np.testing.assert_allclose(
+                found.probability, plain.segment(image, prompts).probability, atol=1e-5)
+
+
+def test_pixels_are_compared_while_the_device_works(device, monkeypatch):
+    image, prompts, log = picture(), prompts_of(device.bundle, 3), []
+    device.segment(image, prompts)
+    engine, find = device.backend.engine('answer'), device._images.find
+    infer, to_host = engine.infer, engine.to_host
+    monkeypatch.setattr(device._images, 'find', lambda image: log.append('find') or find(image))
+    monkeypatch.setattr(engine, 'infer', lambda feeds: log.append('infer') or infer(feeds))
+    monkeypatch.setattr(engine, 'to_host', lambda *each: log.append('to_host') or to_host(*each))
+    device.segment(image, prompts)
+    assert log == ['infer', 'find', 'to_host']
+
+
+def test_a_caller_who_has_left_ends_the_work_of_a_device(device):
+    image, prompts = picture(), prompts_of(device.bundle, 3)
+    for _ in range(2):
+        with pytest.raises(Cancelled):
+            device.segment(image, prompts, cancelled=lambda: True)
+    assert device.run_counts.image_encoder == 1
+    assert device.segment(image, prompts).cache_hits.image
