@@ -113,7 +113,6 @@ class LossConfig:
         tower: distance of what an adopted image tower is given from what it was trained on
             (segformer).
         balance: exponent of a class's rarity in its weight; 0 weighs all pixels alike.
-        heaviest: largest weight of a class.
         polarity_balance: exponent of the class weights in the polarity loss; 0 weighs all pixels
             alike there.
         stride: the prompted losses look at every stride-th row and column. Neighbouring pixels
@@ -128,7 +127,6 @@ class LossConfig:
     image: float = 1.0
     tower: float = 1.0
     balance: float = 0.5
-    heaviest: float = 6.0
     polarity_balance: float = 0.5
     stride: int = 3
 

@@ -99,17 +99,17 @@ def prompt_losses(logits: Tensor, labels: Tensor, targets: Targets, class_weight
     return Losses(coverage, polarity, separate, total)
 
 
-def class_weights(counts: Tensor, config: LossConfig) -> Tensor:
+def class_weights(counts: Tensor, balance: float) -> Tensor:
     """Return a weight for each class from its number of pixels; rarer classes weigh more.
 
     Args:
         counts: pixels of each class, [C]; class 0 (unknown) gets the weight 0.
-        config: how much more.
+        balance: exponent; 0 weighs all alike.
     """
     share = counts.double() / counts[1:].sum().clamp(min=1)
-    weights = (0.1 / share.clamp(min=1e-4)) ** config.balance
+    weights = (0.1 / share.clamp(min=1e-4)) ** balance
     weights[0] = 0.0
-    return weights.clamp(0.0, config.heaviest).float()
+    return weights.clamp(0.0, 6.0).float()
 
 
 def _per_pixel(covers: Tensor, labels: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class Trainer:
             waited_s += self._take_worlds(needed)
             if self._weights is None:
                 self._weights = class_weights(
-                    self._store.counts, self._config.loss).to(self._device)
+                    self._store.counts, self._config.loss.balance).to(self._device)
                 say('class weights ' + ' '.join(f'{w:.2f}' for w in self._weights.tolist()))
             losses = self._update(step, needed)
             step += 1
