@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -98,12 +98,15 @@ def jobs_for(plan: Plan, bundle: str, folder: str) -> list[Job]:
     return jobs
 
 
-def run_jobs(jobs: Sequence[Job], report: Callable[[str], None]) -> list[Row]:
+def run_jobs(jobs: Sequence[Job], report: Callable[[str], None]) -> Iterator[list[Row]]:
     """Run jobs one after the other; one that fails is reported and left out.
 
     Args:
         jobs: from `jobs_for`, all with the same folder.
         report: takes a line for the user.
+
+    Yields:
+        After each job that measured something, all rows so far: who stops a run keeps what it has.
     """
     rows: list[Row] = []
     for job in jobs:
@@ -116,8 +119,8 @@ def run_jobs(jobs: Sequence[Job], report: Callable[[str], None]) -> list[Row]:
             report(f'{name}: left out, {problem}')
         else:
             report(f'{name}: {len(done)} measurements in {time.monotonic() - started:.0f} s')
-    folder = Path(jobs[0].folder) if jobs else Path()
-    return with_ratios(_with_differences(rows, folder))
+        if done:
+            yield with_ratios(_with_differences(rows, Path(job.folder)))
 
 
 def needs_graphs(plan: Plan) -> bool:

@@ -88,18 +88,19 @@ def run(arguments: argparse.Namespace) -> int:
             bundle = Path(folder) / 'model'
             print('Making a full-size model with random weights', flush=True)
             make_model(bundle, graphs=needs_graphs(plan))
-        rows = run_jobs(jobs_for(plan, str(bundle), folder), lambda line: print(line, flush=True))
-        model = load_bundle(bundle, verify=False).manifest.name
+        about = records.Run(
+            now.isoformat(timespec='seconds'), arguments.commit or machine.commit(),
+            machine.threads(), load_bundle(bundle, verify=False).manifest.name,
+            machine.versions())
+        path, rows = arguments.out, []
+        jobs = jobs_for(plan, str(bundle), folder)
+        for rows in run_jobs(jobs, lambda line: print(line, flush=True)):
+            if path.suffix != '.csv':
+                path /= f'{_slug(rows[0].device)}-{now:%Y-%m-%d}.csv'
+            records.write_rows(path, about, rows)
     if not rows:
         print('nothing could be measured; `blabberseg doctor` tells what is missing')
         return 1
-    path = arguments.out
-    if path.suffix != '.csv':
-        device = next((row.device for row in rows if row.engine.endswith('cuda')), rows[0].device)
-        path /= f'{_slug(device)}-{now:%Y-%m-%d}.csv'
-    records.write_rows(path, records.Run(
-        now.isoformat(timespec='seconds'), arguments.commit or machine.commit(),
-        machine.threads(), model, machine.versions()), rows)
     write_plot(path)
     print('\n'.join(_table(rows)))
     print(f'\n{path} and {path.with_suffix(".svg").name}')

@@ -23,6 +23,11 @@ _AS_RENDERED = 0.12
 class Augmentation(nn.Module):
     """Makes a rendered image look like it came from some camera on some day."""
 
+    _to_yiq: Tensor
+    _from_yiq: Tensor
+    _shadow_tone: Tensor
+    _basis: Tensor
+
     def __init__(self, classes: int, strength: float = 1.0) -> None:
         """Remember what to do, and keep what it takes on the device.
 

@@ -48,16 +48,17 @@ class FpSegLesson(ClosedLesson):
         return (send(np.array(asked), self._device),)
 
     def losses(self, pixels: Tensor, labels: Tensor, class_weights: Tensor,
-               asked: Tensor) -> Losses:
+               *asked: Tensor) -> Losses:
         """Look for some classes in each image and compare."""
-        tokens = self._model.prompt_encoder.prompt_embeddings[asked]
+        classes, = asked
+        tokens = self._model.prompt_encoder.prompt_embeddings[classes]
         with self.autocast():
             # Not compiled: the backward pass of attention with a learned bias fails in torch 2.11.
             embeddings = self._model.encode_images(pixels)
             logits = self._model.decode_batch(
                 embeddings, tokens.expand(len(pixels), *tokens.shape))
             image_loss = self._map.loss(embeddings, labels, class_weights)
-        return self.compare(logits, labels, class_weights, asked).plus(
+        return self.compare(logits, labels, class_weights, classes).plus(
             'image', self._config.loss.image, image_loss)
 
 

@@ -87,12 +87,12 @@ class Trainer:
         self.fresh: tuple[str, ...] = () if start is None else adopt(self.model, start)
         side_px = round(config.worlds.size_m / config.worlds.resolution_m)
         self._store = WorldStore(config.worlds.train, side_px, CLASS_COUNT, device)
-        self._weights: Tensor | None = None
         self._mean, self._std = (torch.tensor(values, device=device)[:, None, None]
                                  for values in (config.model.mean, config.model.std))
         self._augment = Augmentation(CLASS_COUNT, config.crops.strength).to(device)
         self._draw = compiled(self._cut_and_augment, device)
         # What changes from update to update has its place on the device, for the replay.
+        self._weights = torch.zeros(CLASS_COUNT, device=device)
         self._worlds = torch.zeros((), dtype=torch.int64, device=device)
         self._rate = torch.zeros((), device=device)
         self._asked: list[Tensor] = []
@@ -135,9 +135,9 @@ class Trainer:
         while step < self._config.optimiser.steps:
             needed = worlds_needed(step, self._config)
             waited_s += self._take_worlds(needed)
-            if self._weights is None:
-                self._weights = class_weights(
-                    self._store.counts, self._config.loss.balance).to(self._device)
+            if step == 0:
+                self._weights.copy_(
+                    class_weights(self._store.counts, self._config.loss.balance))
                 say('class weights ' + ' '.join(f'{w:.2f}' for w in self._weights.tolist()))
             losses = self._update(step, needed)
             step += 1

@@ -62,7 +62,9 @@ def test_a_small_run(random_bundle, tmp_path):
     ours = dataclasses.replace(dovesei, contestant=OURS, engine='onnxruntime-cpu', precision='',
                                device='', cache=str(tmp_path / 'cache'))
     lines = []
-    rows = run_jobs([dovesei, ours, dataclasses.replace(ours, engine='abacus')], lines.append)
+    first, rows = run_jobs(
+        [dovesei, ours, dataclasses.replace(ours, engine='abacus')], lines.append)
+    assert {row.engine for row in first} == {'dovesei'}
     assert 'abacus: left out' in lines[2]
     assert "there is no engine 'abacus'" in lines[2]
     found = {(row.engine, row.scenario, row.detail): row for row in rows}
@@ -88,7 +90,7 @@ def test_a_cold_start_finds_nothing_compiled(monkeypatch, tmp_path):
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', 'of the user')
     jobs = jobs_for(Plan(True, (Variant(engine='torch-cuda'), Variant(engine='torch-cpu'))),
                     'bundle', str(tmp_path))
-    run_jobs(jobs, lambda _: None)
+    assert list(run_jobs(jobs, lambda _: None)) == []
     for name in ('TORCHINDUCTOR_CACHE_DIR', 'TRITON_CACHE_DIR'):
         caches = [env.get(name) for job, env in zip(jobs, seen, strict=True)
                   if job.contestant == OURS]
@@ -150,11 +152,18 @@ def test_prompts_are_for_frames_a_second_alone(make_random_bundle, random_bundle
 def test_the_command_writes_a_file_and_a_plot(random_bundle, tmp_path, monkeypatch, capsys):
     row = records.make_row('a GPU', 'torch-cuda', 'fp16', records.NEW_FRAME,
                            records.Times.of([1.0]), prompts=13, size_px=(640, 480))
-    monkeypatch.setattr('blabberseg_ros.bench.run.run_jobs', lambda jobs, report: [row])
+
+    def measured(jobs, report):
+        yield [row]
+        table, = tmp_path.glob('a-gpu-*.csv')
+        assert len(table.read_text().splitlines()) == 2, 'written before the next job'
+        yield [row, row]
+
+    monkeypatch.setattr('blabberseg_ros.bench.run.run_jobs', measured)
     assert main(['bench', '--bundle', str(random_bundle), '--out', str(tmp_path),
                  '--commit', 'abc']) == 0
     table, = tmp_path.glob('a-gpu-*.csv')
     with open(table, newline='') as stream:
-        assert [line['commit'] for line in csv.DictReader(stream)] == ['abc']
+        assert [line['commit'] for line in csv.DictReader(stream)] == ['abc', 'abc']
     assert table.with_suffix('.svg').is_file()
     assert 'torch-cuda' in capsys.readouterr().out
