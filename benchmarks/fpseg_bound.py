@@ -35,7 +35,7 @@ from blabberseg_ros.backends.fpseg_fit import matrices_out
 from blabberseg_ros.bench import machine, records
 from blabberseg_ros.bench.device_times import (
     Graph,
-    capture,
+    capture_stage,
     device_ms,
     kernel_times,
     on_device,
@@ -214,7 +214,7 @@ def time_ours(report: Report, segmenter: Segmenter, frames: list[np.ndarray]) ->
             given = ({key: on_device(value) for key, value in fed[name].items()}
                      if name == 'image_encoder' else {spec.name: values[spec.name]
                                                       for spec in inputs})
-            graphs[name] = capture(function, given)
+            graphs[name] = capture_stage(function, given)
             runs[name] = (graphs[name][0].replay, partial(function, **given))
             report.times(OURS, f'{name}, device only', device_ms(graphs[name][0].replay, repeats))
             if name == 'decoder':

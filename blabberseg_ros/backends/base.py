@@ -61,6 +61,8 @@ class Backend(ABC):
         family: name in a bundle's manifest.
         reads_template: whether prompts are put into their sentence; a family with labels of its
             own takes the bare words.
+        rows_are_labels: whether the logits have a row for each label of the model, whatever is
+            asked, and not for each prompt.
         keeps_codes: whether prompt codes may be kept on disk, for the same model.
         decodes_in_order: whether the time for decoding can be limited, and classes be added.
         frame_stages: what every frame needs; all else is loaded when it is first used.
@@ -71,6 +73,7 @@ class Backend(ABC):
 
     family: ClassVar[str]
     reads_template: ClassVar[bool] = True
+    rows_are_labels: ClassVar[bool] = False
     keeps_codes: ClassVar[bool] = True
     decodes_in_order: ClassVar[bool] = False
     frame_stages: ClassVar[tuple[str, ...]] = ('image_encoder', 'decoder', 'fusion')

@@ -36,6 +36,7 @@ class SegformerBackend(TextBackend):
     family = 'segformer'
     # Labels are words; a sentence around them would hide them.
     reads_template = False
+    rows_are_labels = True
 
     def __init__(self, bundle: Bundle, kind: EngineKind) -> None:
         """Make the engines and index the labels.

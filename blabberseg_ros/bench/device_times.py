@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blabberseg_ros.bench.kernel_groups import KernelTime
+from blabberseg_ros.engines.torch_capture import capture
 
 _WARM_UP, _PROFILED = 10, 20
 # A captured graph, and its inputs and outputs by name.
@@ -23,18 +24,10 @@ def on_device(value: Any) -> Tensor:
     return torch.empty(source.shape, dtype=source.dtype, device='cuda').copy_(source)
 
 
-def capture(function: Callable[..., dict[str, Tensor]],
-            feeds: dict[str, Tensor]) -> Graph:
-    """Capture a stage over buffers that stay, as the engine does."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), torch.inference_mode():
-        for _ in range(3):
-            function(**feeds)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph):
-        outputs = function(**feeds)
+def capture_stage(function: Callable[..., dict[str, Tensor]],
+                  feeds: dict[str, Tensor]) -> Graph:
+    """Capture a stage over buffers that stay."""
+    graph, outputs = capture(lambda: function(**feeds))
     # The feeds are kept, for the graph reads them.
     return graph, {**feeds, **outputs}
 

@@ -239,16 +239,12 @@ class EngineKind(ABC):
         """
         return width_px, height_px, rows
 
-    def fewest_alike(self, bundle: Bundle, rows: int) -> int:
-        """Return the fewest rows of logits that run on what is built for these.
+    def fewest_alike(self, prompts: int) -> int:
+        """Return the fewest prompts that run on what is built for these.
 
-        Numbers of rows with the same answer share all that is built; most kinds build for each.
-
-        Args:
-            bundle: the model.
-            rows: of the logits.
+        Numbers with the same answer share all that is built; most kinds build for each.
         """
-        return rows
+        return prompts
 
     def extra_stages(self, bundle: Bundle) -> frozenset[str]:
         """Return the stages that this kind runs besides those of the bundle's graphs."""

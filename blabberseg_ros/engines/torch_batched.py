@@ -17,12 +17,12 @@ from blabberseg_ros.backends.feeds import device_search
 from blabberseg_ros.backends.values import PromptCode
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines import cuda_kernels
+from blabberseg_ros.engines.torch_capture import capture
 from blabberseg_ros.engines.torch_stages import CudaStages
 from blabberseg_ros.errors import EngineError
 from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.resampling import blur_and_resize_matrices, triangle_matrices
 
-_WARM_UP_RUNS = 3
 _PATCH_VALUES = 3 * 16 ** 2
 
 
@@ -104,15 +104,7 @@ class BatchedClipSeg:
         return self._answer
 
     def _capture(self) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), torch.inference_mode():
-            for _ in range(_WARM_UP_RUNS):
-                self._stages.answer_batch(self._frames)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(self._graph):
-            self._answer = self._stages.answer_batch(self._frames)
+        self._graph, self._answer = capture(lambda: self._stages.answer_batch(self._frames))
 
 
 class _BatchStages(CudaStages):

@@ -49,15 +49,12 @@ _GRAPHS = 8
 _OUTBOXES = 16
 # Stages whose outputs go to the host at once.
 _TRANSIENT = frozenset({'answer'})
-_WARM_UP_RUNS = 3
 # Unchanging inputs that a captured graph keeps on the device, in bytes.
 _CONSTANT_BYTES = 32_000_000
 # Families whose stages were written for CUDA, and the module that has them; `torch_family` runs
 # the others' as they are.
 _STAGES = {'clipseg': 'torch_stages', 'fpseg': 'torch_fpseg',
            'segformer': 'torch_segformer'}
-# Families whose logits have a row for each label of the model, not for each prompt.
-_LABELLED = frozenset({'segformer'})
 PRECISIONS = ('fp16', 'bf16', 'fp32')
 
 
@@ -103,9 +100,9 @@ class TorchCuda(EngineKind):
         """Return that every bundle holds a network."""
         return Availability(True, '')
 
-    def fewest_alike(self, bundle: Bundle, rows: int) -> int:
-        """Return the fewest prompts that share a graph; a family's own labels are not padded."""
-        return rows if bundle.manifest.family in _LABELLED else fewest_padded_alike(rows)
+    def fewest_alike(self, prompts: int) -> int:
+        """Return the fewest prompts that share a graph with these."""
+        return fewest_padded_alike(prompts)
 
     def extra_stages(self, bundle: Bundle) -> frozenset[str]:
         """Return the stage that does all that follows the image encoder."""
@@ -263,6 +260,8 @@ class _CapturedGraph:
         """
         import torch
 
+        from blabberseg_ros.engines.torch_capture import capture
+
         self._buffers = {
             name: torch.empty(shape, device='cuda', dtype=getattr(torch, specs[name].dtype))
             for name, shape in shapes.items()}
@@ -272,15 +271,7 @@ class _CapturedGraph:
         self._constants: ByteCache[tuple[np.ndarray, Tensor]] = ByteCache(_CONSTANT_BYTES)
         self._copied = torch.cuda.Event()
         self._feed(feeds)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), torch.inference_mode():
-            for _ in range(_WARM_UP_RUNS):
-                function(**self._buffers)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(self._graph):
-            self._outputs = function(**self._buffers)
+        self._graph, self._outputs = capture(lambda: function(**self._buffers))
 
     def replay(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Copy the inputs in, run, and return the outputs, which the next run overwrites."""

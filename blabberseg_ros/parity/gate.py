@@ -149,7 +149,9 @@ def shared_shapes(backend: Backend, shapes: Shapes) -> Shapes:
 
     They are the smallest, where an engine that pads has the most padding.
     """
-    return replace(shapes, rows=backend.kind.fewest_alike(backend.bundle, shapes.rows))
+    if backend.rows_are_labels:
+        return shapes
+    return replace(shapes, rows=backend.kind.fewest_alike(shapes.rows))
 
 
 def _frames_of(wanted: Sequence[Shapes]) -> list[np.ndarray]:

@@ -158,21 +158,6 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     model: Any = field(default_factory=ClipSegConfig)
 
-    def __post_init__(self) -> None:
-        """Check what takes several values.
-
-        Raises:
-            ParameterError: the images cannot share the prompt sets, or some of the places within
-                a patch, each of which has weights of its own, would never be compared.
-        """
-        batch_size, sets = self.optimiser.batch_size, self.optimiser.prompt_sets
-        if self.family in OPEN_FAMILIES and batch_size % sets:
-            raise ParameterError(
-                f'batch_size {batch_size} must be a multiple of prompt_sets {sets}')
-        if self.family == 'clipseg' and self.loss.stride % 2 == 0:
-            raise ParameterError(
-                f'stride must be odd, not {self.loss.stride}: the side of a patch is even')
-
     @property
     def all_steps(self) -> int:
         """Return the updates of this run and of those that it continues."""
@@ -210,7 +195,7 @@ def config_from_dict(content: Any, where: str) -> TrainConfig:
         where: what to call them in a message.
 
     Raises:
-        ParameterError: something in them is unknown or of the wrong type.
+        ParameterError: something in them is unknown, of the wrong type, or does not fit the rest.
     """
     if not isinstance(content, dict):
         raise ParameterError(f'{where}: {content!r} is not understood; it takes sections')
@@ -219,7 +204,21 @@ def config_from_dict(content: Any, where: str) -> TrainConfig:
         raise ParameterError(
             f'{where}: there is no family {family!r} to train; use one of {", ".join(FAMILIES)}')
     model = _architecture(family, content.get('model', {}), f'{where}, model')
-    return _section(TrainConfig, {**content, 'model': model}, where)
+    config = _section(TrainConfig, {**content, 'model': model}, where)
+    _check(config, where)
+    return config
+
+
+def _check(config: TrainConfig, where: str) -> None:
+    """Refuse values that do not fit each other."""
+    batch_size, sets = config.optimiser.batch_size, config.optimiser.prompt_sets
+    if config.family in OPEN_FAMILIES and (sets < 1 or batch_size % sets):
+        raise ParameterError(f'{where}: batch_size {batch_size} must be a multiple of prompt_sets '
+                             f'{sets}; the images share the sets out evenly')
+    if config.family == 'clipseg' and config.loss.stride % 2 == 0:
+        raise ParameterError(
+            f'{where}: stride must be odd, not {config.loss.stride}. The side of a patch is even, '
+            'and each place within it has weights of its own, some of which would learn nothing')
 
 
 def _architecture(family: str, content: Any, where: str) -> Any:

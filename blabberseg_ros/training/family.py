@@ -157,8 +157,5 @@ def family_class(name: str) -> type[Family]:
 
 
 def compiled(function: Any, device: torch.device) -> Any:
-    """Compile a function for a GPU; shapes never change in training.
-
-    Fused kernels save most of the memory traffic.
-    """
+    """Compile a function for a GPU; shapes never change in training."""
     return torch.compile(function) if device.type == 'cuda' else function

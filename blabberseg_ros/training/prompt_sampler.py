@@ -22,6 +22,7 @@ CLASS_IDS: dict[str, int] = {name: index for index, name in CLASSES.items() if i
 CLASS_COUNT = max(CLASSES) + 1
 SAFE_NAMES = tuple(name for name, index in CLASS_IDS.items() if index in SAFE)
 MAX_PROMPTS = 13
+_MIXED_NOUNS = 12
 
 _LINKS = ('and', 'or', 'with', 'of', 'in', 'on', 'of a', 'of the', 'in a', 'with a')
 _FRAMES = ('a {}', 'an {}', 'the {}', 'some {}', '{} from above')
@@ -50,10 +51,16 @@ def coverage(names: Sequence[Sequence[str]]) -> np.ndarray:
     return covers
 
 
-def sample_phrase(rng: random.Random, name: str) -> str:
-    """Return a random phrase for a class, never one that is held out."""
+def sample_phrase(rng: random.Random, name: str, most_nouns: int = 5) -> str:
+    """Return a random phrase for a class, never one that is held out.
+
+    Args:
+        rng: source of chance.
+        name: of the class.
+        most_nouns: in a list of them, at least 2.
+    """
     while True:
-        phrase = _compose(rng, name)
+        phrase = _compose(rng, name, most_nouns)
         if not is_held_out(phrase):
             return phrase
 
@@ -68,7 +75,7 @@ def sample_prompts(rng: random.Random) -> PromptDraw:
     return _mixtures(rng)
 
 
-def _compose(rng: random.Random, name: str) -> str:
+def _compose(rng: random.Random, name: str, most_nouns: int) -> str:
     terms = TERMS[name]
     kind = rng.random()
     if kind < 0.15:
@@ -76,7 +83,7 @@ def _compose(rng: random.Random, name: str) -> str:
     if kind < 0.55:
         return _noun(rng, name, 0.4)
     if kind < 0.8:
-        count = rng.randint(2, 5)
+        count = rng.randint(2, most_nouns)
         return ', '.join(_noun(rng, name, 0.2) for _ in range(count))
     if kind < 0.9:
         return f'{_noun(rng, name, 0.3)} {rng.choice(_LINKS)} {_noun(rng, name, 0.3)}'
@@ -120,7 +127,9 @@ def _mixtures(rng: random.Random) -> PromptDraw:
     prompts, names = [], []
     for group in range(groups):
         members = tuple(order[group::groups])
-        prompts.append(', '.join(sample_phrase(rng, name) for name in members))
+        # Longer lists would not fit the text tower.
+        most_nouns = max(min(5, _MIXED_NOUNS // len(members)), 2)
+        prompts.append(', '.join(sample_phrase(rng, name, most_nouns) for name in members))
         names.append(members)
     if rng.random() < 0.5:
         shared = rng.choice(list(SHARED_NOUNS))

@@ -25,9 +25,9 @@ from blabberseg_ros.training.world_cache import Arrays, WorldCache, fingerprint
 _FIRST_SEED = {'train': 0, 'validation': 10_000_000, 'test': 20_000_000, 'held_out': 30_000_000}
 # Random pixels of each class that are kept of a training world, to aim crops at.
 POINTS = 256
-# Worlds that a process makes ahead of their use, 23 MB each: it need not rest while the first
-# update is compiled.
-_AHEAD = 40
+# Worlds that a process makes ahead of their use, so that it need not rest while the first update
+# is compiled, and the most of all processes together, 23 MB each.
+_AHEAD, _MOST_AHEAD = 40, 600
 _VIEW_SIZE_PX = (352, 352)
 _MIN_VIEW_ALTITUDE_M, _MAX_VIEW_ALTITUDE_M = 12.0, 100.0
 _FOV_DEG = 73.0
@@ -186,7 +186,7 @@ class WorldPool:
             for job in jobs:
                 self._submit(_prepare_map, self._cache, job, self._config)
             return CachedFeed(self._cache, jobs, self._config)
-        return MapFeed(self._submit, jobs, self._config, ahead=_AHEAD * self._workers)
+        return MapFeed(self._submit, jobs, self._config, min(_AHEAD * self._workers, _MOST_AHEAD))
 
     def _submit(self, function: Any, *arguments: Any) -> 'Future[Any]':
         if self._pool is None:

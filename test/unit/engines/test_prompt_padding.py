@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.engines.base import TensorSpec
 from blabberseg_ros.engines.prompt_padding import (
@@ -22,6 +23,7 @@ from blabberseg_ros.engines.prompt_padding import (
 )
 from blabberseg_ros.engines.torch_cuda import TorchCuda
 from blabberseg_ros.errors import EngineError
+from blabberseg_ros.parity.gate import Shapes, shared_shapes
 from blabberseg_ros.prompts import MAX_PROMPTS, default_prompts
 
 COUNTING = frozenset({'mul', 'positive'})
@@ -75,8 +77,8 @@ def test_fillings():
 @pytest.mark.parametrize(('family', 'rows', 'fewest'), [
     ('clipseg', 6, 5), ('lseg', 6, 5), ('fpseg', 6, 5), ('segformer', 150, 150)])
 def test_which_rows_torch_cuda_runs_alike(make_random_bundle, family, rows, fewest):
-    bundle = load_bundle(make_random_bundle(family))
-    assert TorchCuda().fewest_alike(bundle, rows) == fewest
+    backend = backend_class(family)(load_bundle(make_random_bundle(family)), TorchCuda())
+    assert shared_shapes(backend, Shapes(64, 48, rows)) == Shapes(64, 48, fewest)
 
 
 @pytest.mark.parametrize('family', ['clipseg', 'lseg', 'fpseg', 'segformer'])

@@ -21,7 +21,7 @@ from blabberseg_ros.training.config import (
 from blabberseg_ros.training.labels import CLASS_NAMES
 from blabberseg_ros.training.worlds import POINTS, Map
 
-_STEPS = 60
+_STEPS = 120
 _MODELS: dict[str, Any] = {
     'clipseg': ClipSegConfig(
         input_size_px=64, pretrain_grid=4, vision_width=16, vision_heads=2, vision_layers=3,

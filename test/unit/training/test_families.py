@@ -43,7 +43,7 @@ def run(request, tmp_path_factory, square_worlds, tiny_config):
 def test_the_network_learns(run) -> None:
     _, trainer, totals, _ = run
     assert len(totals) == trainer.config.optimiser.steps
-    assert np.mean(totals[-5:]) < 0.95 * np.mean(totals[:3])
+    assert np.mean(totals[-5:]) < 0.9 * np.mean(totals[:3])
 
 
 def test_every_part_of_the_network_moves(run) -> None:

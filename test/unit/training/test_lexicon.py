@@ -57,5 +57,6 @@ def test_training_never_shows_a_held_out_phrase_and_only_words_of_the_vocabulary
 def test_a_held_out_phrase_that_comes_up_by_chance_is_drawn_again(monkeypatch) -> None:
     drawn = iter([TERMS['tree'].held_out[1], f'oak, {TERMS["tree"].held_out[0]}', 'oak'])
     monkeypatch.setattr(
-        'blabberseg_ros.training.prompt_sampler._compose', lambda rng, name: next(drawn))
+        'blabberseg_ros.training.prompt_sampler._compose',
+        lambda rng, name, most_nouns: next(drawn))
     assert sample_phrase(random.Random(0), 'tree') == 'oak'

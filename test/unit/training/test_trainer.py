@@ -181,7 +181,10 @@ def test_the_predictor_caches_without_mixing_things_up(family, trainer) -> None:
     ('seeds: 3\n', 'seeds'), ('worlds: {trains: 3}\n', 'trains'), ('worlds: 3\n', 'worlds'),
     ('[1, 2', 'cannot be read'), ('family: unet\n', 'unet'),
     ('family: fpseg\nmodel: {encoder: {width: 3}}\n', 'width'),
-    ('family: lseg\nmodel: {features: [4, 3], input_size_px: 100}\n', '100')])
+    ('family: lseg\nmodel: {features: [4, 3], input_size_px: 100}\n', '100'),
+    ('optimiser: {batch_size: 8, prompt_sets: 3}\n', 'train.yaml: batch_size 8'),
+    ('family: lseg\noptimiser: {prompt_sets: 0}\n', 'prompt_sets 0'),
+    ('loss: {stride: 2}\n', 'train.yaml: stride must be odd, not 2')])
 def test_a_configuration_that_is_not_understood_is_refused(text, named, tmp_path) -> None:
     path = tmp_path / 'train.yaml'
     path.write_text(text)
