@@ -38,8 +38,8 @@ _OBEDIENCE = """
 One prompt a class; one class alone is moved from positive to negative. Columns: mean probability
 on that class's pixels before and after, and the share of its safe pixels that turn unsafe. Safe
 means above {service}, the service's default, or above {chosen}, chosen on the validation worlds.
-Views of both kinds of test worlds, from 12 to 100 m; pixels at borders and of thin things count as
-all others.{unseen}
+{views} views of both kinds of test worlds, from 12 to 100 m; pixels at borders and of thin things
+count as all others.{unseen}
 
 """
 _UNSEEN = ' "Unseen" is the worst of three phrases that training never showed.'
@@ -100,7 +100,9 @@ def _obedience(metrics: dict[str, Any], words: bool) -> str:
     columns = ['class', 'prompt', 'before', 'after']
     for limit in limits:
         columns += [f'{limit}: flipped', *(['unseen'] if words else [])]
-    text = _OBEDIENCE.format(service=limits[0], chosen=limits[1], unseen=_UNSEEN if words else '')
+    text = _OBEDIENCE.format(service=limits[0], chosen=limits[1],
+                             views=metrics.get('obedience_views', 'Some'),
+                             unseen=_UNSEEN if words else '')
     text += _row(columns) + '|' + '---|' * len(columns) + '\n'
     for score in scores:
         unseen = [other['flips'] for other in metrics['unseen_phrases']

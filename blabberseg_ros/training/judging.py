@@ -23,7 +23,7 @@ SERVICE_THRESHOLD = FusionOptions().safety_threshold
 
 
 def judge(predictor: Predictor, views: Mapping[str, Sequence[LabelledView]], measured_with: str,
-          obedience_views: int = 80, reads_words: bool = True) -> dict[str, Any]:
+          obedience_views: int | None = None, reads_words: bool = True) -> dict[str, Any]:
     """Measure everything that the card reports.
 
     Args:
@@ -32,22 +32,24 @@ def judge(predictor: Predictor, views: Mapping[str, Sequence[LabelledView]], mea
             `real`.
         measured_with: program and device, for the record.
         obedience_views: test views, spread evenly, on which obedience is measured; it asks each
-            of them some fifty times.
+            of them some fifty times. None: all.
         reads_words: whether phrases that training never showed can be asked for.
 
     Returns:
-        Plain values: threshold, safety (by kind of view), obedience, unseen_phrases (both lists
-        of `ObedienceScore`, at the service's threshold and at the chosen one), measured_with.
+        Plain values: threshold, safety (by kind of view), obedience_views, obedience,
+        unseen_phrases (both lists of `ObedienceScore`, at the service's threshold and at the
+        chosen one), measured_with.
     """
     found = {kind: histograms(predictor, seen) for kind, seen in views.items() if seen}
     threshold = choose_threshold(found['validation'])
     examined = [view for kind in _OBEDIENCE_ON for view in views.get(kind, ())]
-    step = max(len(examined) / obedience_views, 1.0)
+    step = max(len(examined) / (obedience_views or len(examined) or 1), 1.0)
     examined = [examined[int(number * step)] for number in range(int(len(examined) / step))]
     limits = (SERVICE_THRESHOLD, threshold)
     return {
         'threshold': threshold,
         'safety': {kind: asdict(safety_score(seen, threshold)) for kind, seen in found.items()},
+        'obedience_views': len(examined),
         'obedience': [asdict(score) for score in obedience_scores(
             predictor, examined, limits, canonical_phrases())],
         'unseen_phrases': [asdict(score) for score in obedience_scores(

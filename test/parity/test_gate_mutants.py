@@ -65,7 +65,8 @@ def constant(logits):
 
 
 def swapped(logits):
-    return logits[[1, 0, *range(2, len(logits))]]
+    # The first two mean nearly the same: buildings and roofs.
+    return logits[[0, 2, 1, *range(3, len(logits))]]
 
 
 def swapped_positive_and_negative(logits):
@@ -190,11 +191,12 @@ def few_prompts_report(reference, tested):
         tested.deactivate()
 
 
-def test_bf16_passes_with_trained_weights(demo, demo_reference):
-    report = few_prompts_report(demo_reference, ClipSegBackend(demo, TorchCpu('bf16')))
+@pytest.mark.parametrize('precision', ['fp16', 'bf16'])
+def test_half_precision_passes_with_trained_weights(demo, demo_reference, precision):
+    report = report_of(demo_reference, ClipSegBackend(demo, TorchCpu(precision)))
     assert report.passed, report.summary()
     assert report.cosine_required == LOOSEST
-    assert report.figures['cosine_min'] < 0.99999, 'nothing was computed in bf16'
+    assert report.figures['cosine_min'] < 0.999999, f'nothing was computed in {precision}'
 
 
 @pytest.mark.parametrize('mutate', [plain_gelu, no_position, swapped,

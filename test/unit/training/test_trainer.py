@@ -214,12 +214,13 @@ def test_the_card_warns_and_tells_what_was_measured() -> None:
 
     metrics = {'threshold': 0.5, 'safety': {'held_out': score}, 'obedience': [moved(.97, .95)],
                'unseen_phrases': [moved(.91, .87), moved(.93, .86)],
-               'measured_with': 'a ruler'}
+               'obedience_views': 5, 'measured_with': 'a ruler'}
     blank = written(None)
     assert '**For demonstration, never for flight.**' in blank
     assert 'Not measured yet' in blank
     card = written(metrics)
     assert '0.877' in card
+    assert '5 views of both kinds of test worlds' in card
     assert '| 97.0 % | 91.0 % | 95.0 % | 86.0 % |' in card
     assert with_tables(blank, metrics) == card
     assert with_tables(card, metrics) == card
