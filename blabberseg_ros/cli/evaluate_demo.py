@@ -32,9 +32,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
                         help='worlds of each kind (default: %(default)s)')
     parser.add_argument('--views', type=int, default=8, metavar='N',
                         help='views of each world (default: %(default)s)')
-    parser.add_argument('--obedience-views', type=int, default=32, metavar='N',
+    parser.add_argument('--obedience-views', type=int, metavar='N',
                         help='test views that are asked with prompts moved and reworded, some '
-                             'fifty times each (default: %(default)s)')
+                             'fifty times each (default: all)')
     parser.add_argument('--real-frames', type=Path, metavar='FOLDER',
                         help='folder with frames_dev/ and labels_dev/ to report on')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1,
@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Judge, print and write."""
     for name in ('worlds', 'views', 'obedience_views', 'workers'):
-        if getattr(arguments, name) < 1:
+        if (value := getattr(arguments, name)) is not None and value < 1:
             raise ParameterError(f'--{name.replace("_", "-")} must be 1 or more')
     from blabberseg_ros.segmenter import Segmenter
     from blabberseg_ros.training.bundle_predictor import BundlePredictor

@@ -13,8 +13,8 @@ It shows how the software works; on real ground it is often wrong.
 
 - Architecture: {title}, {architecture}.
 - Trained {start} by `blabberseg train-demo` on {worlds} worlds of
-  `blabberseg_ros.sim`, seed {seed}, {steps} updates of {batch_size} images. No photograph and no
-  published weights went into it. Weights: Apache-2.0, as the code.
+  `blabberseg_ros.sim`, seed {seed}, {steps} updates of {batch_size} images.
+  No photograph and no published weights went into it. Weights: Apache-2.0, as the code.
 - Language: {language}.
 """
 _SAFETY_TITLE = '## Safe and unsafe ground'
@@ -62,10 +62,12 @@ def write_card(name: str, title: str, architecture: str, language: str, config: 
     worlds = worlds_needed(config.optimiser.steps - 1, config)
     if config.earlier_steps:
         worlds += config.worlds.skip
+    earlier = f'{config.earlier_steps} updates and then ' if config.earlier_steps else ''
+    steps = f'{earlier}{config.optimiser.steps}'
     start = f'from the towers of `{config.tower}`' if config.tower else 'from scratch'
     text = _HEAD.format(
         name=name, title=title, architecture=architecture, language=language,
-        start=start, worlds=worlds, seed=config.seed, steps=config.all_steps,
+        start=start, worlds=worlds, seed=config.seed, steps=steps,
         batch_size=config.optimiser.batch_size)
     if metrics is None:
         return text + '\nNot measured yet: run `blabberseg evaluate-demo`.\n'

@@ -43,8 +43,9 @@ def judge(predictor: Predictor, views: Mapping[str, Sequence[LabelledView]], mea
     found = {kind: histograms(predictor, seen) for kind, seen in views.items() if seen}
     threshold = choose_threshold(found['validation'])
     examined = [view for kind in _OBEDIENCE_ON for view in views.get(kind, ())]
-    step = max(len(examined) / (obedience_views or len(examined) or 1), 1.0)
-    examined = [examined[int(number * step)] for number in range(int(len(examined) / step))]
+    if obedience_views is not None and obedience_views < len(examined):
+        step = len(examined) / obedience_views
+        examined = [examined[int(number * step)] for number in range(obedience_views)]
     limits = (SERVICE_THRESHOLD, threshold)
     return {
         'threshold': threshold,

@@ -223,6 +223,9 @@ def test_the_card_warns_and_tells_what_was_measured() -> None:
     assert '5 views of both kinds of test worlds' in card
     assert '| 97.0 % | 91.0 % | 95.0 % | 86.0 % |' in card
     assert with_tables(blank, metrics) == card
+    continued = write_card(
+        'demo', 'CLIPSeg', 'tiny', 'none', replace(TINY, earlier_steps=40), None)
+    assert f'40 updates and then {TINY.optimiser.steps} updates of' in continued
     assert with_tables(card, metrics) == card
     # A family that reads no words has no unseen phrases.
     closed = written({**metrics, 'unseen_phrases': []})
