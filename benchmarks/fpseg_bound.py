@@ -194,16 +194,14 @@ def time_ours(report: Report, segmenter: Segmenter, frames: list[np.ndarray]) ->
     with report.section('new frame'):
         report.times(OURS, HOST, wall_ms(lambda i: segmenter.segment(
             frames[i % FRAMES], prompts, with_probability=False), repeats))
-    fed, made = {}, {}
-    for name in ('image_encoder', 'answer'):
-        fed[name], made[name] = record(backend.engine(name))
+    fed = {name: record(backend.engine(name)) for name in ('image_encoder', 'answer')}
     codes = backend.encode_prompts(backend.texts(prompts))
     query = Query(prompts.is_positive, FusionOptions(), frames[0].shape[:2],
                   with_probability=False)
     report.times(OURS, f'{HOST}, no frame kept', wall_ms(lambda i: backend.answer(
         backend.encode_image(frames[i % FRAMES]), codes, query), repeats))
     with report.section('copies'):
-        time_copies(report, backend, frames, [made['answer'][name] for name in ('mask', 'found')])
+        time_copies(report, frames)
     stages = backend.kind.acquire(backend.bundle)
     graphs: dict[str, Graph] = {}
     runs: dict[str, tuple[Callable[[], object], ...]] = {}
@@ -230,24 +228,30 @@ def time_ours(report: Report, segmenter: Segmenter, frames: list[np.ndarray]) ->
     backend.kind.release(backend.bundle)
 
 
-def time_copies(report: Report, backend: FpSegBackend, frames: list[np.ndarray],
-                results: list[torch.Tensor]) -> None:
-    """Time the engine's own copies of a frame to the device and of a mask back."""
-    encoder: Any = backend.engine('image_encoder')
-    answer = backend.engine('answer')
-    graph = next(iter(encoder._graphs.values()))
+def time_copies(report: Report, frames: list[np.ndarray]) -> None:
+    """Time what the engine's graphs copy, a frame to the device and a mask back, on its own."""
+    pinned = torch.empty(frames[0].shape, dtype=torch.uint8).pin_memory()
+    frame = torch.empty_like(pinned, device='cuda')
+    mask = torch.zeros(frames[0].shape[:2], dtype=torch.uint8, device='cuda')
+    arrived = torch.empty_like(mask, device='cpu').pin_memory()
 
     def there(index: int) -> None:
-        graph._upload('image', frames[index % FRAMES])
+        np.copyto(pinned.numpy(), frames[index % FRAMES])
+        frame.copy_(pinned, non_blocking=True)
+
+    def back() -> None:
+        arrived.copy_(mask, non_blocking=True)
+        torch.cuda.synchronize()
+        arrived.numpy().copy()
 
     steps: dict[str, Callable[[int], object]] = {
-        'copies, there and back': lambda i: (there(i), answer.to_host(*results)),
+        'copies, there and back': lambda i: (there(i), back()),
         'copy of the frame': lambda i: (there(i), torch.cuda.synchronize()),
-        'copy of the mask': lambda i: answer.to_host(*results)}
+        'copy of the mask': lambda i: back()}
     for name, step in steps.items():
         report.times(OURS, name, wall_ms(step, report.asked.repeats))
     report.figure('copies', 'frame', frames[0].nbytes / 1e6, 'MB')
-    report.figure('copies', 'mask', results[0].nbytes / 1e6, 'MB')
+    report.figure('copies', 'mask', mask.nbytes / 1e6, 'MB')
 
 
 def profile_kernels(report: Report, runs: dict[str, tuple[Callable[[], object], ...]]) -> None:
@@ -291,20 +295,17 @@ def compare(report: Report) -> None:
                           f'% of {report.asked.peak_tflops:g} TFLOP/s')
 
 
-def record(engine: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what an engine is fed and gives from now on, as it comes."""
+def record(engine: Any) -> dict[str, Any]:
+    """Return what an engine is fed from now on, as it comes."""
     fed: dict[str, Any] = {}
-    made: dict[str, Any] = {}
     infer = engine.infer
 
     def noted(feeds: dict[str, Any]) -> dict[str, Any]:
         fed.update(feeds)
-        outputs = infer(feeds)
-        made.update(outputs)
-        return outputs
+        return infer(feeds)
 
     engine.infer = noted
-    return fed, made
+    return fed
 
 
 if __name__ == '__main__':

@@ -91,10 +91,11 @@ def jobs_for(plan: Plan, bundle: str, folder: str) -> list[Job]:
         cache = str(Path(folder) / f'cache {variant.engine} {variant.precision}')
         ours = Job(OURS, bundle, variant.engine, variant.precision, '', cases, ours_seconds,
                    ours_repeats, folder, cache)
-        jobs += [ours, replace(ours, start_only=True)]
+        jobs.append(ours)
         if variant.engine == _TORCH_CUDA:
             jobs.append(Job(BATCHED, bundle, variant.engine, variant.precision or 'fp16', 'cuda',
                             (MAIN_CASE,), 3.0, 50, folder, batch=plan.batch))
+        jobs.append(replace(ours, start_only=True))
     return jobs
 
 

@@ -6,7 +6,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.errors import BlabbersegError, EngineError
 
 _LOG = logging.getLogger(__name__)
+# Names, shapes and types of inputs that an engine need not check again.
+_REMEMBERED_KINDS = 64
 
 # A tensor where the engine keeps it: a NumPy array for the CPU, a device tensor elsewhere.
 # Only the engine that made it, and `Engine.to_host`, look inside.
@@ -31,13 +32,9 @@ class TensorSpec:
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Return whether a tensor of this shape can be fed."""
-        if len(shape) != len(self.shape):
-            return False
-        # A loop: `all` of a generator takes twice as long, for each input of each run.
-        for wanted, given in zip(self.shape, shape, strict=True):
-            if wanted != given and not isinstance(wanted, str):
-                return False
-        return True
+        return len(shape) == len(self.shape) and all(
+            isinstance(wanted, str) or wanted == given
+            for wanted, given in zip(self.shape, shape, strict=True))
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,6 @@ class Availability:
 
     ok: bool
     reason: str
-
-
-@cache
-def _name_of(dtype: np.dtype) -> str:
-    """Return the name of a type, which NumPy puts together anew in 1 us."""
-    return dtype.name
 
 
 class Engine(ABC):
@@ -75,6 +66,7 @@ class Engine(ABC):
         self.runs = 0
         self._inputs: dict[str, TensorSpec] = {}
         self._outputs: dict[str, TensorSpec] = {}
+        self._accepted: set[tuple[Any, ...]] = set()
 
     @property
     def active(self) -> bool:
@@ -115,6 +107,7 @@ class Engine(ABC):
     def deactivate(self) -> None:
         """Free what `activate` took; what a broken device does not give back is logged."""
         self._inputs, self._outputs = {}, {}
+        self._accepted.clear()
         try:
             with self._failing_as('was not freed cleanly'):
                 self._unload()
@@ -134,6 +127,20 @@ class Engine(ABC):
             EngineError: the engine is inactive, an input is missing, unknown or of the wrong
                 shape or type, or the library fails.
         """
+        # A camera's frames are all alike: what has been checked once is recognised.
+        kinds = tuple([(name, tuple(value.shape), isinstance(value, np.ndarray) and value.dtype)
+                       for name, value in feeds.items()])
+        if kinds not in self._accepted:
+            self._check(feeds)
+            if len(self._accepted) >= _REMEMBERED_KINDS:
+                self._accepted.clear()
+            self._accepted.add(kinds)
+        self.runs += 1
+        with self._failing_as('failed'):
+            return self._run(feeds)
+
+    def _check(self, feeds: Mapping[str, Value]) -> None:
+        """Refuse inputs that the stage does not take; see `infer`."""
         if not self.active:
             raise EngineError(f'{self.stage} is not active; call activate() first')
         if feeds.keys() != self._inputs.keys():
@@ -146,12 +153,9 @@ class Engine(ABC):
                 raise EngineError(f'{self.stage} takes {name} of shape {spec.shape} and was '
                                   f'given {tuple(value.shape)}')
             # What comes from a stage on the device is of the type that the stage declares.
-            if isinstance(value, np.ndarray) and _name_of(value.dtype) != spec.dtype:
+            if isinstance(value, np.ndarray) and value.dtype.name != spec.dtype:
                 raise EngineError(
                     f'{self.stage} takes {name} as {spec.dtype} and was given {value.dtype}')
-        self.runs += 1
-        with self._failing_as('failed'):
-            return self._run(feeds)
 
     def to_host(self, *values: Value) -> tuple[np.ndarray, ...]:
         """Return values of this engine as NumPy arrays, waiting for the device once.

@@ -4,6 +4,7 @@
 All of them write into tensors that the caller owns, so that they can be captured in a CUDA graph.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +19,12 @@ BINS = 128
 NOT_FINITE_BIN = BINS - 1
 _PIXELS = 1024
 _TOKENS = 16
-# The hidden layer of a decoder block has to be a multiple of this.
-HIDDEN_CHUNK = 128
-_FEED_FORWARD_CHOICES = [
-    triton.Config({'ROWS': rows, 'CHUNK': chunk}, num_warps=warps, num_stages=stages)
-    for rows, warps in ((32, 4), (64, 4), (128, 4), (128, 8)) for chunk in (64, HIDDEN_CHUNK)
-    for stages in (2, 3, 4)]
+# The smallest side of a matrix that the tensor cores take.
+_SMALLEST_DOT = 16
+# Rows and columns of the products in `attention` and `feed_forward`: the fastest of a dozen, for
+# one frame and for a batch on an H200, and small enough for the shared memory of every GPU.
+TILE = 64
+_DOT_OPTIONS = {'num_warps': 4, 'num_stages': 3}
 
 
 @dataclass(frozen=True)
@@ -97,27 +98,69 @@ def head_and_softmax(tokens: Tensor, first: tuple[Tensor, Tensor], second: tuple
         WIDTH=width, HALF=width // 2, TOKENS=_TOKENS)
 
 
-def feed_forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-                 gain: Tensor, shift: Tensor, epsilon: float, result: Tensor) -> None:
-    """Run the second half of a decoder block: norm(x + linear2(relu(linear1(x)))).
+def fits_dot(width: int) -> bool:
+    """Return whether the kernels take matrices of this width."""
+    return width >= _SMALLEST_DOT and width & (width - 1) == 0
 
-    The hidden layer, 32 times as wide as the tokens, is never written.
+
+def attention(qkv: Tensor, heads: int, mixed: Tensor) -> None:
+    """Run scaled dot-product attention on queries, keys and values as their projection gives them.
+
+    For the few hundred tokens of a frame, torch's choice on an H200 (cuDNN) cleared a buffer and
+    waited for it before each call, which took as long as half of the call.
 
     Args:
-        x: float32 [N, r], contiguous.
-        weight1: float16 or bfloat16 [hidden, r].
+        qkv: float16 or bfloat16 [N, T, 3 W], contiguous: queries, keys and values side by side,
+            each W wide, head by head.
+        heads: number of heads; W / heads has to fit (see `fits_dot`).
+        mixed: of the same type, [N, T, W], the result.
+    """
+    images, tokens, width = mixed.shape
+    depth = width // heads
+    _attention[(triton.cdiv(tokens, TILE), images * heads)](
+        qkv, mixed, tokens, SCALE=depth ** -0.5 / math.log(2), HEADS=heads, DEPTH=depth, TILE=TILE,
+        **_DOT_OPTIONS)
+
+
+def feed_forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor,
+                 sums: Tensor) -> None:
+    """Run the two layers of a decoder block, linear2(relu(linear1(x))) less its last bias.
+
+    The hidden layer, 32 times as wide as the tokens, is never written. Each of K programs takes a
+    part of it, so that one frame keeps all of a large GPU busy; the caller adds the K sums.
+
+    Args:
+        x: float16 or bfloat16 [N, r], contiguous.
+        weight1: of the same type, [hidden, r]; hidden is a multiple of 64 K.
         bias1: float32 [hidden].
         weight2: of the same type, [r, hidden].
-        bias2: float32 [r].
-        gain: float32 [r], of the norm.
-        shift: float32 [r], of the norm.
-        epsilon: of the norm.
-        result: float32 [N, r].
+        sums: float32 [K, N, r], the result.
     """
-    count, width = x.shape
-    _feed_forward[lambda choice: (triton.cdiv(count, choice['ROWS']),)](
-        x, weight1, bias1, weight2, bias2, gain, shift, epsilon, result, count, weight1.shape[0],
-        WIDTH=width)
+    parts, count, width = sums.shape
+    _feed_forward[(triton.cdiv(count, TILE), parts)](
+        x, weight1, bias1, weight2, sums, count, weight1.shape[0], PARTS=parts, WIDTH=width,
+        TILE=TILE, **_DOT_OPTIONS)
+
+
+def stretch(small: Tensor, rows: Tensor, cols: Tensor, large: Tensor) -> None:
+    """Blur and resize: rows @ small @ cols, where next to all of both matrices is zero.
+
+    A library multiplies the zeros as well, which takes twice as long on an H200.
+
+    Args:
+        small: float32 [S, S].
+        rows: float32 [H, S], in each row one short run of weights.
+        cols: float32 [S, W], in each column one short run of weights.
+        large: float32 [H, W], the result.
+    """
+    height, width = large.shape
+    side = len(small)
+    down, across = triton.cdiv(height, _SMALLEST_DOT), triton.cdiv(width, _SMALLEST_DOT)
+    spans = torch.empty((down + across, 2), dtype=torch.int32, device=small.device)
+    _spans[(down + across,)](rows, cols, spans, height, width, side, down, TILE=_SMALLEST_DOT,
+                             SIDE=triton.next_power_of_2(side))
+    _stretch[(down, across)](small, rows, cols, spans, large, height, width, side, down,
+                             TILE=_SMALLEST_DOT, STEP=2 * _SMALLEST_DOT)
 
 
 def threshold_mask(probability: Tensor, thresholds: Tensor, wanted: Tensor, bins: Tensor,
@@ -232,29 +275,102 @@ def _head(tokens, weight1, bias1, weight2, bias2, positive, probability, prompts
     tl.store(probability + row * (grid * 16) + column, safe / whole, mask=inside[:, None])
 
 
-@triton.autotune(_FEED_FORWARD_CHOICES, key=['count', 'hidden'])
 @triton.jit
-def _feed_forward(x, weight1, bias1, weight2, bias2, gain, shift, epsilon, result, count, hidden,
-                  WIDTH: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+def _attention(qkv, mixed, tokens, SCALE: tl.constexpr, HEADS: tl.constexpr, DEPTH: tl.constexpr,
+               TILE: tl.constexpr):
+    # Scores are powers of two, of which the hardware is faster than of e: SCALE is 1 / ln 2
+    # larger.
+    image = (tl.program_id(1) // HEADS).to(tl.int64)
+    head = tl.program_id(1) % HEADS
+    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    inside = row < tokens
+    channel = tl.arange(0, DEPTH)
+    width = HEADS * DEPTH
+    first = qkv + image * tokens * 3 * width + head * DEPTH
+    query = tl.load(first + row[:, None] * 3 * width + channel[None, :], mask=inside[:, None],
+                    other=0.0)
+    largest = tl.full((TILE,), float('-inf'), tl.float32)
+    whole = tl.zeros((TILE,), tl.float32)
+    total = tl.zeros((TILE, DEPTH), tl.float32)
+    for start in range(0, tokens, TILE):
+        other = start + tl.arange(0, TILE)
+        known = other < tokens
+        key = tl.load(first + width + other[None, :] * 3 * width + channel[:, None],
+                      mask=known[None, :], other=0.0)
+        value = tl.load(first + 2 * width + other[:, None] * 3 * width + channel[None, :],
+                        mask=known[:, None], other=0.0)
+        score = tl.where(known[None, :], tl.dot(query, key), float('-inf'))
+        peak = tl.maximum(largest, tl.max(score, 1) * SCALE)
+        share = tl.exp2(score * SCALE - peak[:, None])
+        shrink = tl.exp2(largest - peak)
+        whole = whole * shrink + tl.sum(share, 1)
+        total = tl.dot(share.to(value.dtype), value, total * shrink[:, None])
+        largest = peak
+    target = mixed + (image * tokens + row[:, None]) * width + head * DEPTH + channel[None, :]
+    tl.store(target, (total / whole[:, None]).to(query.dtype), mask=inside[:, None])
+
+
+@triton.jit
+def _feed_forward(x, weight1, bias1, weight2, sums, count, hidden, PARTS: tl.constexpr,
+                  WIDTH: tl.constexpr, TILE: tl.constexpr):
+    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    part = tl.program_id(1)
     inside = row < count
     channel = tl.arange(0, WIDTH)
     place = row[:, None] * WIDTH + channel[None, :]
     tokens = tl.load(x + place, mask=inside[:, None], other=0.0)
-    narrow = tokens.to(weight1.dtype.element_ty)
-    total = tl.zeros((ROWS, WIDTH), tl.float32)
-    for start in range(0, hidden, CHUNK):
-        unit = start + tl.arange(0, CHUNK)
+    total = tl.zeros((TILE, WIDTH), tl.float32)
+    share = hidden // PARTS
+    for start in range(part * share, (part + 1) * share, TILE):
+        unit = start + tl.arange(0, TILE)
         w1 = tl.load(weight1 + unit[None, :] * WIDTH + channel[:, None])
-        layer = tl.maximum(tl.dot(narrow, w1) + tl.load(bias1 + unit)[None, :], 0.0)
+        layer = tl.maximum(tl.dot(tokens, w1) + tl.load(bias1 + unit)[None, :], 0.0)
         w2 = tl.load(weight2 + channel[None, :] * hidden + unit[:, None])
-        total = tl.dot(layer.to(narrow.dtype), w2, total)
-    total += tokens + tl.load(bias2 + channel)[None, :]
-    mean = tl.sum(total, 1) / WIDTH
-    centred = total - mean[:, None]
-    spread = tl.rsqrt(tl.sum(centred * centred, 1) / WIDTH + epsilon)
-    normed = centred * spread[:, None] * tl.load(gain + channel)[None, :]
-    tl.store(result + place, normed + tl.load(shift + channel)[None, :], mask=inside[:, None])
+        total = tl.dot(layer.to(tokens.dtype), w2, total)
+    tl.store(sums + part.to(tl.int64) * count * WIDTH + place, total, mask=inside[:, None])
+
+
+@triton.jit
+def _spans(rows, cols, spans, height, width, side, down, TILE: tl.constexpr, SIDE: tl.constexpr):
+    # From the first to behind the last pixel of the small map that a tile of the large one uses.
+    tile = tl.program_id(0)
+    place = tl.arange(0, SIDE)
+    if tile < down:
+        line = tile * TILE + tl.arange(0, TILE)
+        source = rows + line[:, None] * side + place[None, :]
+        inside = (line[:, None] < height) & (place[None, :] < side)
+    else:
+        line = (tile - down) * TILE + tl.arange(0, TILE)
+        source = cols + place[None, :] * width + line[:, None]
+        inside = (line[:, None] < width) & (place[None, :] < side)
+    used = tl.max((tl.load(source, mask=inside, other=0.0) != 0.0).to(tl.int32), 0)
+    tl.store(spans + 2 * tile, tl.min(tl.where(used != 0, place, SIDE), 0))
+    tl.store(spans + 2 * tile + 1, tl.max(tl.where(used != 0, place + 1, 0), 0))
+
+
+@triton.jit
+def _stretch(small, rows, cols, spans, large, height, width, side, down, TILE: tl.constexpr,
+             STEP: tl.constexpr):
+    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = (row[:, None] < height) & (column[None, :] < width)
+    y_span = spans + 2 * tl.program_id(0)
+    x_span = spans + 2 * (down + tl.program_id(1))
+    total = tl.zeros((TILE, TILE), tl.float32)
+    for left in range(tl.load(x_span), tl.load(x_span + 1), STEP):
+        x = left + tl.arange(0, STEP)
+        strip = tl.zeros((TILE, STEP), tl.float32)
+        for top in range(tl.load(y_span), tl.load(y_span + 1), STEP):
+            y = top + tl.arange(0, STEP)
+            weight = tl.load(rows + row[:, None] * side + y[None, :],
+                             mask=(row[:, None] < height) & (y[None, :] < side), other=0.0)
+            part = tl.load(small + y[:, None] * side + x[None, :],
+                           mask=(y[:, None] < side) & (x[None, :] < side), other=0.0)
+            strip = tl.dot(weight, part, strip, input_precision='ieee')
+        weight = tl.load(cols + x[:, None] * width + column[None, :],
+                         mask=(x[:, None] < side) & (column[None, :] < width), other=0.0)
+        total = tl.dot(strip, weight, total, input_precision='ieee')
+    tl.store(large + row[:, None] * width + column[None, :], total, mask=inside)
 
 
 @triton.jit
@@ -299,4 +415,4 @@ def _mask(probability, thresholds, wanted, bins, mask, found, count, BINS: tl.co
 
 def empty_bins(device: torch.device) -> Tensor:
     """Return the histogram that `threshold_mask` works in."""
-    return torch.zeros(BINS, dtype=torch.int32, device=device)
+    return torch.empty(BINS, dtype=torch.int32, device=device)

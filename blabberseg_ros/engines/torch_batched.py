@@ -110,6 +110,8 @@ class BatchedClipSeg:
 class _BatchStages(CudaStages):
     """The stages for a batch; what differs from frame to frame is only the frame."""
 
+    hidden_parts = 1  # a batch keeps the whole GPU busy as it is
+
     def __init__(self, bundle: Bundle, precision: str, compiled: bool, job: Job) -> None:
         super().__init__(bundle, precision, compiled)
         side = self.model.config.input_size_px

@@ -4,23 +4,23 @@
 Two graphs make a frame: `image_encoder` from the camera's bytes to the image code, and `answer`
 from the code and the prompts' FiLM pairs to the mask. They follow each other on one stream without
 a word from the host, and a frame that is asked for again with other prompts replays the second
-alone. Every input lies in a static buffer, so a new prompt set is a copy of a few kilobytes.
+alone. Each graph begins with one copy of what the host gives it and ends with the mask's way back.
 Numbers of prompts that are padded to one length (see `prompt_padding`) share a graph.
 """
 
 import gc
 import importlib.util
 import logging
+import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from blabberseg_ros.bundle import Bundle
-from blabberseg_ros.byte_cache import ByteCache
 from blabberseg_ros.engines.base import (
     Availability,
     Engine,
@@ -49,8 +49,13 @@ _GRAPHS = 8
 _OUTBOXES = 16
 # Stages whose outputs go to the host at once.
 _TRANSIENT = frozenset({'answer'})
-# Unchanging inputs that a captured graph keeps on the device, in bytes.
-_CONSTANT_BYTES = 32_000_000
+# What each stage's graph copies to the host without being asked.
+_TO_HOST = {'answer': ('mask', 'found')}
+# Arrays up to this size are sent with every run, changed or not: a copy of its own for one that
+# has changed keeps the host busy for longer.
+_SMALL_BYTES = 65_536
+# Of the parts of a block, in bytes.
+_ALIGNMENT = 256
 # Families whose stages were written for CUDA, and the module that has them; `torch_family` runs
 # the others' as they are.
 _STAGES = {'clipseg': 'torch_stages', 'fpseg': 'torch_fpseg',
@@ -161,11 +166,14 @@ class TorchCudaEngine(Engine):
         """Copy values through pinned memory and wait for the device once."""
         import torch
 
-        outbox = self._outbox(values)
-        for buffer, value in zip(outbox, values, strict=True):
+        waiting = [value for value in values if value.device.type != 'cpu']
+        outbox = self._outbox(waiting)
+        for buffer, value in zip(outbox, waiting, strict=True):
             buffer.copy_(value, non_blocking=True)
         torch.cuda.current_stream().synchronize()
-        return tuple([buffer.numpy().copy() for buffer in outbox])
+        arrived = iter(outbox)
+        return tuple([(value if value.device.type == 'cpu' else next(arrived)).numpy().copy()
+                      for value in values])
 
     def concatenate(self, parts: Sequence[Value]) -> Value:
         """Join arrays along their first axis on the device."""
@@ -233,7 +241,8 @@ class TorchCudaEngine(Engine):
         started = time.perf_counter()
         if self._function is None:
             raise EngineError(f'{self.stage} is not active; call activate() first')
-        graph = _CapturedGraph(self._function, self._inputs, feeds, shapes)
+        graph = _CapturedGraph(self._function, self._inputs, feeds, shapes,
+                               _TO_HOST.get(self.stage, ()))
         # Compiling leaves so many objects that Python's full collections, which come at any time,
         # take 0.2 s. What is there now stays anyway; frozen, it is not walked again.
         gc.collect()
@@ -245,11 +254,19 @@ class TorchCudaEngine(Engine):
 
 
 class _CapturedGraph:
-    """A function over static device buffers, replayed without the host."""
+    """A function over static device buffers, replayed without the host.
+
+    What comes from the host and may change with every run (frames, prompts) lies in one pinned
+    block, which the graph itself sends. What is on the device already, and large arrays that stay
+    the same (resizing matrices), are copied into their buffers when they are others than before.
+    """
+
+    _device = 'cuda'
 
     def __init__(self, function: Callable[..., dict[str, 'Tensor']],
                  specs: Mapping[str, TensorSpec], feeds: Mapping[str, Value],
-                 shapes: Mapping[str, tuple[int, ...]]) -> None:
+                 shapes: Mapping[str, tuple[int, ...]],
+                 to_host: Collection[str] = frozenset()) -> None:
         """Allocate the buffers, warm up and capture.
 
         Args:
@@ -257,78 +274,94 @@ class _CapturedGraph:
             specs: of the inputs.
             feeds: first inputs.
             shapes: of the buffers; a buffer may be longer than an input along its first axis.
+            to_host: names of the outputs that the graph copies to pinned memory.
         """
         import torch
 
         from blabberseg_ros.engines.torch_capture import capture
 
-        self._buffers = {
-            name: torch.empty(shape, device='cuda', dtype=getattr(torch, specs[name].dtype))
-            for name, shape in shapes.items()}
-        self._staging = {name: torch.empty_like(buffer, device='cpu').pin_memory()
-                         for name, buffer in self._buffers.items()}
+        types = {name: getattr(torch, specs[name].dtype) for name in shapes}
+        sizes = {name: math.prod(shape) * types[name].itemsize for name, shape in shapes.items()}
+        sent = {name: sizes[name] for name, value in feeds.items() if isinstance(value, np.ndarray)
+                and (sizes[name] <= _SMALL_BYTES or not is_constant(value))}
+        length = sum(map(_aligned, sent.values()))
+        block = torch.empty(length, dtype=torch.uint8, device=self._device)
+        pinned = torch.empty(length, dtype=torch.uint8).pin_memory()
+        self._buffers: dict[str, Tensor] = {}
+        self._staging: dict[str, np.ndarray] = {}
+        start = 0
+        for name, shape in shapes.items():
+            if name in sent:
+                part = slice(start, start + sizes[name])
+                self._buffers[name] = block[part].view(types[name]).view(shape)
+                self._staging[name] = pinned[part].view(types[name]).view(shape).numpy()
+                start += _aligned(sizes[name])
+            else:
+                self._buffers[name] = torch.empty(shape, dtype=types[name], device=self._device)
+
+        def run() -> 'dict[str, Tensor]':
+            block.copy_(pinned, non_blocking=True)
+            outputs = function(**self._buffers)
+            for name in to_host:
+                if name not in self._on_host:
+                    self._on_host[name] = torch.empty_like(
+                        outputs[name], device='cpu').pin_memory()
+                self._on_host[name].copy_(outputs[name], non_blocking=True)
+            return {**outputs, **self._on_host}
+
+        self._on_host: dict[str, Tensor] = {}
         self._last: dict[str, Value] = {}
-        self._constants: ByteCache[tuple[np.ndarray, Tensor]] = ByteCache(_CONSTANT_BYTES)
-        self._copied = torch.cuda.Event()
+        self._done = torch.cuda.Event()
         self._feed(feeds)
-        self._graph, self._outputs = capture(lambda: function(**self._buffers))
+        self._graph, self._outputs = capture(run)
 
     def replay(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
-        """Copy the inputs in, run, and return the outputs, which the next run overwrites."""
+        """Take the inputs, run, and return the outputs, which the next run overwrites."""
         self._feed(feeds)
         self._graph.replay()
+        self._done.record()
         return self._outputs
 
     def _feed(self, feeds: Mapping[str, Value]) -> None:
-        """Bring the inputs into the static buffers; what lies there already is not copied."""
-        for name, value in feeds.items():
-            if value is self._last.get(name):
-                continue
+        """Bring the inputs to where the graph takes them from, unless they lie there already."""
+        changed = {name: value for name, value in feeds.items()
+                   if value is not self._last.get(name)}
+        if not self._staging.keys().isdisjoint(changed):
+            self._done.synchronize()  # the last run may still send the pinned block
+        for name, value in changed.items():
             self._last[name] = None
-            target = self._target(name, value.shape[0])
-            if not isinstance(value, np.ndarray):
-                target.copy_(value)
-            elif is_constant(value):
-                target.copy_(self._constant(name, value))
+            if name in self._staging:
+                self._stage(name, value)
             else:
-                self._upload(name, value, target)
-                continue  # it, or what it is a view of, may hold something else the next time
-            self._last[name] = value
+                self._copy(name, value)
+            # Another array, or what a view looks at, may hold something else the next time.
+            if not isinstance(value, np.ndarray) or is_constant(value):
+                self._last[name] = value
 
-    def _target(self, name: str, length: int) -> 'Tensor':
-        """Return the leading part of a buffer for an input; the rest is filled."""
-        buffer = self._buffers[name]
-        if length == buffer.shape[0]:
-            return buffer
-        # Each time: a longer input may have been there.
-        buffer[length:].fill_(filling(name))
-        return buffer[:length]
+    def _stage(self, name: str, value: Value) -> None:
+        """Copy an input into the pinned block, and the filling behind it.
 
-    def _constant(self, name: str, value: np.ndarray) -> 'Tensor':
-        """Return an array that cannot change, on the device: matrices, thresholds, prompts.
-
-        A robot goes back and forth between a few prompt sets; each is sent once.
+        One thread does it. torch would take several, and as soon as one of them has to wait for
+        its core the frame waits for milliseconds. Sending a frame in parts, each while the next is
+        copied, was slower on an H200.
         """
-        import torch
-
-        # The array is kept as well, so that no other gets its identity.
-        return self._constants.obtain(
-            (name, id(value)), lambda: (value, torch.from_numpy(value.copy()).to('cuda')),
-            lambda kept: kept[0].nbytes)[1]
-
-    def _upload(self, name: str, value: np.ndarray, target: 'Tensor') -> None:
-        """Send an array through pinned memory.
-
-        It is copied there by one thread. torch would take several, and as soon as one of them has
-        to wait for its core the frame waits for milliseconds. Sending a frame in parts, each while
-        the next is copied, was 0.07 ms slower on an H200.
-        """
-        import torch
-
-        self._copied.synchronize()  # the pinned buffer may still be read by the last upload
         staging = self._staging[name]
-        if target.shape != staging.shape:
-            staging = staging[:target.shape[0]]
-        np.copyto(staging.numpy(), value)
-        target.copy_(staging, non_blocking=True)
-        self._copied.record(torch.cuda.current_stream())
+        np.copyto(staging[:len(value)],
+                  value if isinstance(value, np.ndarray) else value.cpu().numpy())
+        if len(value) < len(staging):
+            staging[len(value):] = filling(name)
+
+    def _copy(self, name: str, value: Value) -> None:
+        """Copy an input into its own buffer, and the filling behind it."""
+        import torch
+
+        buffer = self._buffers[name]
+        # Torch takes no array that is protected.
+        buffer[:len(value)].copy_(torch.from_numpy(value.copy())
+                                  if isinstance(value, np.ndarray) else value)
+        if len(value) < len(buffer):
+            buffer[len(value):].fill_(filling(name))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 
 import torch
+from open_clip.transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,8 +17,6 @@ from blabberseg_ros.models.clipseg import ClipSeg, DecoderBlock
 from blabberseg_ros.models.load_clipseg import load_clipseg
 
 _DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16, 'fp32': torch.float32}
-# The smallest side of a matrix that the tensor cores take.
-_SMALLEST_DOT = 16
 # The kernels are written for CLIP's patches: 16 x 16 pixels of three colours.
 _PATCH_SIZE_PX = 16
 _PATCH_VALUES = 3 * _PATCH_SIZE_PX ** 2
@@ -25,33 +24,59 @@ _PATCH_VALUES = 3 * _PATCH_SIZE_PX ** 2
 Stage = tuple[Callable[..., dict[str, Tensor]], list[TensorSpec], list[TensorSpec]]
 
 
-class FusedDecoderBlock(nn.Module):
-    """A decoder block whose second half is one kernel."""
+class FusedAttention(nn.Module):
+    """Self-attention whose softmax and products are one kernel."""
 
-    def __init__(self, block: DecoderBlock) -> None:
-        """Take over the weights of a block in fp16 or bf16."""
+    def __init__(self, attention: Attention) -> None:
+        """Take over the weights of open_clip's attention in fp16 or bf16."""
+        super().__init__()
+        self.attention = attention
+
+    @staticmethod
+    def fits(attention: Attention) -> bool:
+        """Return whether the kernel takes heads of this size."""
+        return cuda_kernels.fits_dot(attention.head_dim)
+
+    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
+        """Map tokens [N, T, width] to tokens of the same shape; no image tower masks any."""
+        attention = self.attention
+        qkv = functional.linear(x, attention.in_proj_weight, attention.in_proj_bias).contiguous()
+        mixed = torch.empty(x.shape, dtype=qkv.dtype, device=x.device)
+        cuda_kernels.attention(qkv, attention.num_heads, mixed)
+        return attention.out_proj(mixed)
+
+
+class FusedDecoderBlock(nn.Module):
+    """A decoder block whose hidden layer stays within one kernel."""
+
+    def __init__(self, block: DecoderBlock, parts: int) -> None:
+        """Take over the weights of a block in fp16 or bf16.
+
+        Args:
+            block: whose sizes fit.
+            parts: of the hidden layer that are summed at the same time.
+        """
         super().__init__()
         self.block = block
+        self.parts = parts
         self.bias1 = block.linear1.bias.float()
         self.bias2 = block.linear2.bias.float()
 
     @staticmethod
-    def fits(block: DecoderBlock) -> bool:
+    def fits(block: DecoderBlock, parts: int) -> bool:
         """Return whether the kernel takes a block of these sizes."""
         hidden, width = block.linear1.weight.shape
-        return (hidden % cuda_kernels.HIDDEN_CHUNK == 0 and width >= _SMALLEST_DOT
-                and width & (width - 1) == 0)
+        return hidden % (parts * cuda_kernels.TILE) == 0 and cuda_kernels.fits_dot(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens float32 [N, T, r] to tokens of the same shape."""
         block = self.block
-        x = block.norm1(x + block.self_attn(x)).contiguous()
-        result = torch.empty_like(x)
+        x = block.norm1(x + block.self_attn(x))
+        tokens = x.to(block.linear1.weight.dtype).flatten(0, 1).contiguous()
+        sums = torch.empty((self.parts, *tokens.shape), dtype=torch.float32, device=x.device)
         cuda_kernels.feed_forward(
-            x.view(-1, x.shape[-1]), block.linear1.weight, self.bias1, block.linear2.weight,
-            self.bias2, block.norm2.weight, block.norm2.bias, block.norm2.eps,
-            result.view(-1, x.shape[-1]))
-        return result
+            tokens, block.linear1.weight, self.bias1, block.linear2.weight, sums)
+        return block.norm2(x + (sums.sum(0) + self.bias2).view(x.shape))
 
 
 class CudaStages:
@@ -59,7 +84,15 @@ class CudaStages:
 
     Matrix products run in the precision, sums along the residual stream, norms and softmax in
     fp32 (torch's autocast rules): a ViT in plain fp16 overflows in its norms.
+
+    Attributes:
+        model: the network.
+        dtype: of matrix products.
+        hidden_parts: see `FusedDecoderBlock`. On an H200 four make three programs for each
+            multiprocessor out of a frame with thirteen prompts.
     """
+
+    hidden_parts = 4
 
     def __init__(self, bundle: Bundle, precision: str, compiled: bool) -> None:
         """Load the network.
@@ -79,10 +112,7 @@ class CudaStages:
         self._head = self._fused_head()
         self._convert_weights()
         if self.dtype != torch.float32:
-            self.model.blocks = nn.ModuleList(
-                FusedDecoderBlock(block)
-                if isinstance(block, DecoderBlock) and FusedDecoderBlock.fits(block) else block
-                for block in self.model.blocks)
+            self._fuse_layers()
         self._encode = self._wrapped(self._encode_patches, compiled, dynamic=False)
         self._tokens = self._wrapped(self._decode_tokens, compiled, dynamic=None)
 
@@ -158,7 +188,8 @@ class CudaStages:
                cols: Tensor, thresholds: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         """Decode, fuse, blur, resize, find the threshold and cut the mask."""
         small = self._positive_probability(code, mul, add, positive)
-        probability = rows @ small @ cols
+        probability = torch.empty((rows.shape[0], cols.shape[1]), device=code.device)
+        cuda_kernels.stretch(small, rows, cols, probability)
         mask = torch.empty(probability.shape, dtype=torch.uint8, device=code.device)
         found = torch.empty(2, dtype=torch.int32, device=code.device)
         cuda_kernels.threshold_mask(probability, thresholds, wanted,
@@ -200,12 +231,24 @@ class CudaStages:
                     if name not in ('class_embedding', 'positional_embedding'):
                         weight.data = weight.data.to(self.dtype)
 
+    def _fuse_layers(self) -> None:
+        """Give the layers of the image path to our kernels where those take their sizes."""
+        for owner in (self.model.visual, self.model.blocks):
+            for parent in list(owner.modules()):
+                for name, child in parent.named_children():
+                    if isinstance(child, Attention) and FusedAttention.fits(child):
+                        setattr(parent, name, FusedAttention(child))
+        self.model.blocks = nn.ModuleList(
+            FusedDecoderBlock(block, self.hidden_parts)
+            if isinstance(block, DecoderBlock) and FusedDecoderBlock.fits(block, self.hidden_parts)
+            else block for block in self.model.blocks)
+
     def _fused_head(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         """Return the weights of the complex head for the fused kernel; None if it cannot run."""
         config, head = self.model.config, self.model.trans_conv
         half = config.reduce_dim // 2
         fits = (config.patch_size_px == _PATCH_SIZE_PX and self.dtype != torch.float32
-                and half >= _SMALLEST_DOT and half & (half - 1) == 0)
+                and cuda_kernels.fits_dot(half))
         if not isinstance(head, nn.Sequential) or not fits:
             return None
         self._mixing = head[0]

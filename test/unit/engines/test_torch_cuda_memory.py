@@ -35,7 +35,7 @@ class Network:
 class Graph:
     """A captured graph, which holds the network."""
 
-    def __init__(self, function, specs, feeds, shapes):
+    def __init__(self, function, specs, feeds, shapes, to_host):
         self._function = function
 
     def replay(self, feeds):

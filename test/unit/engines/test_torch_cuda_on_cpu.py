@@ -13,13 +13,21 @@ import torch
 
 from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import load_bundle
-from blabberseg_ros.engines import torch_cuda, torch_family, torch_fpseg, torch_stages
+from blabberseg_ros.engines import (
+    torch_capture,
+    torch_cuda,
+    torch_family,
+    torch_fpseg,
+    torch_stages,
+)
+from blabberseg_ros.engines.base import TensorSpec
 from blabberseg_ros.engines.torch_cuda import TorchCuda
 from blabberseg_ros.errors import Cancelled
 from blabberseg_ros.parity.gate import Shapes, admit
 from blabberseg_ros.parity.reference import TorchCpu
 from blabberseg_ros.parity.store import ParityStore
 from blabberseg_ros.prompts import PromptSet
+from blabberseg_ros.resampling import read_only
 from blabberseg_ros.segmenter import Segmenter
 
 COUNTS = (2, 3, 5, 7, 13, 17)
@@ -29,25 +37,51 @@ SIZE = (40, 56)
 class CpuGraph(torch_cuda._CapturedGraph):
     """A captured graph whose buffers are in the CPU's memory."""
 
-    def __init__(self, function, specs, feeds, shapes):
+    _device = 'cpu'
+
+    def __init__(self, function, specs, feeds, shapes, to_host=()):
         made.append(shapes)
-        self._function = function
-        # What is not filled is NaN and spoils the answer.
-        self._buffers = {
-            name: torch.full(shape, float('nan')).to(getattr(torch, specs[name].dtype))
-            for name, shape in shapes.items()}
-        self._staging = {name: torch.empty_like(buffer) for name, buffer in self._buffers.items()}
-        self._last = {}
-        self._copied = SimpleNamespace(synchronize=lambda: None, record=lambda stream: None)
-        self._feed(feeds)
+        self._is_spoiled = False
+        super().__init__(function, specs, feeds, shapes, to_host)
 
-    def replay(self, feeds):
-        self._feed(feeds)
+    def _feed(self, feeds):
+        if not self._is_spoiled:
+            self._is_spoiled = True
+            for each in (*self._buffers.values(), *map(torch.from_numpy, self._staging.values())):
+                each.fill_(float('nan') if each.is_floating_point() else 99)
+        super()._feed(feeds)
+
+
+class Replay:
+    """Runs a function anew into its first outputs."""
+
+    def __init__(self, function):
+        self.function, self.outputs = function, function()
+
+    def replay(self):
         with torch.inference_mode():
-            return self._function(**self._buffers)
+            for name, value in self.function().items():
+                self.outputs[name].copy_(value)
 
-    def _constant(self, name, value):
-        return torch.from_numpy(value.copy())
+
+def capture(function):
+    """Return what stands in for a captured graph, and its outputs."""
+    with torch.inference_mode():
+        graph = Replay(function)
+    return graph, graph.outputs
+
+
+class Event:
+    """Notes when something waits for the last run of a graph."""
+
+    def __init__(self):
+        self.log = []
+
+    def record(self):
+        self.log.append('run')
+
+    def synchronize(self):
+        self.log.append('wait')
 
 
 made: list[dict[str, tuple[int, ...]]] = []
@@ -70,6 +104,8 @@ def cpu(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, 'cuda', lambda module: module)
     monkeypatch.setattr(torch.Tensor, 'pin_memory', lambda tensor: tensor)
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda: stream)
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    monkeypatch.setattr(torch_capture, 'capture', capture)
     monkeypatch.setattr(torch_cuda, '_CapturedGraph', CpuGraph)
     monkeypatch.setattr(torch_cuda, '_STAGES', {})
     monkeypatch.setattr(torch_family, 'cut_mask', cut_mask)
@@ -255,6 +291,75 @@ def test_fpseg_with_its_decoder_in_one_type(make_random_bundle, count, padding):
         wanted, found = function(**feeds), function(**padded)
     torch.testing.assert_close(found['probability'], wanted['probability'], atol=1e-5, rtol=1e-4)
     assert torch.equal(found['found'], wanted['found'])
+
+
+LARGE = torch_cuda._SMALL_BYTES // 4 + 1
+SPECS = {name: TensorSpec(name, 'uint8' if name == 'frame' else 'float32', ('n',))
+         for name in ('frame', 'code', 'prompts', 'matrix')}
+
+
+def sums(**inputs):
+    """Return the sum of each input."""
+    return {name: value.double().sum()[None] for name, value in inputs.items()}
+
+
+def replayed(graph, feeds):
+    return {name: value.item() for name, value in graph.replay(feeds).items()}
+
+
+@pytest.fixture
+def feeds():
+    """Return one input of each kind: a frame, a value, prompts, and a large matrix that stays."""
+    return {'frame': np.full(5, 2, np.uint8), 'code': torch.full((3,), 4.0),
+            'prompts': read_only(np.full(2, 0.5, np.float32)),
+            'matrix': read_only(np.ones(LARGE, np.float32))}
+
+
+@pytest.fixture
+def graph(feeds):
+    return CpuGraph(sums, SPECS, feeds,
+                    {name: (4,) if name == 'prompts' else tuple(value.shape)
+                     for name, value in feeds.items()}, to_host=('frame', 'code'))
+
+
+def test_a_graph_sends_what_changes_and_keeps_what_stays(graph, feeds, monkeypatch):
+    assert graph._staging.keys() == {'frame', 'prompts'}
+    copied, copy = [], graph._copy
+    monkeypatch.setattr(
+        graph, '_copy', lambda name, value: copied.append(name) or copy(name, value))
+    sum_of = {'frame': 10, 'code': 12, 'prompts': 1, 'matrix': LARGE}
+    for _ in range(2):
+        assert replayed(graph, feeds) == sum_of
+    assert copied == []
+    feeds['frame'][:] = 3  # the same array holds the next frame
+    feeds['prompts'] = read_only(np.full(3, 2, np.float32))
+    assert replayed(graph, feeds) == {**sum_of, 'frame': 15, 'prompts': 6}
+    assert copied == []
+    feeds['prompts'] = read_only(np.ones(1, np.float32))
+    feeds['code'] = torch.ones(3)
+    feeds['matrix'] = read_only(np.full(LARGE, 2, np.float32))
+    for _ in range(2):
+        assert replayed(graph, feeds) == {
+            'frame': 15, 'code': 3, 'prompts': 1, 'matrix': 2 * LARGE}
+    assert copied == ['code', 'matrix']
+
+
+def test_a_value_may_come_from_elsewhere_than_the_first_did(graph, feeds):
+    feeds = {'frame': torch.ones(5, dtype=torch.uint8), 'code': np.ones(3, np.float32),
+             'prompts': torch.ones(1), 'matrix': torch.ones(LARGE)}
+    for _ in range(2):
+        assert replayed(graph, feeds) == {'frame': 5, 'code': 3, 'prompts': 1, 'matrix': LARGE}
+    feeds['code'][:] = 2
+    assert replayed(graph, feeds)['code'] == 6
+
+
+def test_the_pinned_block_is_written_when_the_last_run_has_sent_it(graph, feeds):
+    for _ in range(2):
+        graph.replay(feeds)
+    assert graph._done.log == ['wait', 'wait', 'run', 'wait', 'run']
+    del feeds['frame']  # nothing else has changed: the device need not be waited for
+    graph.replay(feeds)
+    assert graph._done.log[5:] == ['run']
 
 
 @pytest.fixture
