@@ -12,13 +12,14 @@ ELEMENTWISE, COPIES, OTHER = 'elementwise, norms and layout', 'copies and fills'
 # they stand for, attention and products as well, so they come before those.
 _PATTERNS = tuple((group, re.compile(pattern, re.IGNORECASE)) for group, pattern in (
     (COPIES, r'^mem(cpy|set)'),
-    (RESIZE, r'^_(across|down)(_\d+)?$'),
+    (RESIZE, r'^_(across|down|spans|stretch)(_\d+)?$'),
     (DEPTHWISE, r'^_depthwise|depthwise'),
     (THRESHOLD, r'^_(histogram|mask)(_\d+)?$'),
     (ELEMENTWISE, r'^triton_(?!tem)'),
     (ATTENTION, r'flash|fmha|sdpa|attention'),
     (ELEMENTWISE, r'(nchw|nhwc)to'),
-    (PRODUCTS, r'gemm|gemv|nvjet|cutlass|xmma|conv|splitk|dot_kernel|^triton_tem'),
+    (PRODUCTS, r'gemm|gemv|nvjet|cutlass|xmma|conv|splitk|dot_kernel|^triton_tem'
+               r'|^_(feed_forward|head)(_\d+)?$'),
     (ELEMENTWISE, r'at::native|elementwise|layer_norm|softmax|reduce'),
 ))
 

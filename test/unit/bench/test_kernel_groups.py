@@ -10,6 +10,10 @@ from blabberseg_ros.bench.kernel_groups import KernelTime, group_of, sum_groups
 @pytest.mark.parametrize(('name', 'group'), [
     ('_across', kernel_groups.RESIZE),
     ('_down', kernel_groups.RESIZE),
+    ('_stretch', kernel_groups.RESIZE),
+    ('_spans_0', kernel_groups.RESIZE),
+    ('_feed_forward', kernel_groups.PRODUCTS),
+    ('_head', kernel_groups.PRODUCTS),
     ('_depthwise', kernel_groups.DEPTHWISE),
     ('_histogram', kernel_groups.THRESHOLD),
     ('_mask', kernel_groups.THRESHOLD),
@@ -17,6 +21,7 @@ from blabberseg_ros.bench.kernel_groups import KernelTime, group_of, sum_groups
     ('Memset (Device)', kernel_groups.COPIES),
     ('void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<32, 128>>',
      kernel_groups.ATTENTION),
+    ('_attention_0', kernel_groups.ATTENTION),
     ('fmha_cutlassF_f16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<...>)',
      kernel_groups.ATTENTION),
     ('cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16', kernel_groups.ATTENTION),
