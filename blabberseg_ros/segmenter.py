@@ -4,6 +4,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -22,7 +23,7 @@ from blabberseg_ros.errors import (
     NotFiniteError,
     ParameterError,
 )
-from blabberseg_ros.frame_cache import FrameCache, KnownFrame
+from blabberseg_ros.frame_cache import FrameCache
 from blabberseg_ros.heatmap import CacheHits, FusionOptions, Heatmap, Timings
 from blabberseg_ros.parity.gate import Shapes, admit, nearest_shapes, shared_shapes
 from blabberseg_ros.prompt_cache import PromptCache, PromptReport
@@ -306,13 +307,7 @@ class Segmenter:
         likely = self._images.likely(image) if self.backend.answers_on_device else None
         if likely is None:
             return None
-        found: list[KnownFrame | None] = []
-
-        def same() -> bool:
-            if not found:
-                found.append(self._images.find(image))
-            return found[0] is likely
-
+        same = cache(lambda: self._images.find(image) is likely)
         try:
             answer = ask(likely.code, lambda: cancelled() or not same())
         except Cancelled:

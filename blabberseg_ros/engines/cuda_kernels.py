@@ -19,10 +19,11 @@ BINS = 128
 NOT_FINITE_BIN = BINS - 1
 _PIXELS = 1024
 _TOKENS = 16
-# The smallest side of a matrix that the tensor cores take.
-_SMALLEST_DOT = 16
-# Rows and columns of the products in `attention` and `feed_forward`: the fastest of a dozen, for
-# one frame and for a batch on an H200, and small enough for the shared memory of every GPU.
+# Sides of the matrices that the kernels multiply: what the tensor cores take at least, and what
+# the shared memory of consumers' GPUs holds (88 of their 99 KB).
+_SMALLEST_DOT, _LARGEST_DOT = 16, 128
+# Rows and columns of the products in `attention` and `feed_forward`: the fastest of a dozen on an
+# H200, for one frame and for a batch.
 TILE = 64
 _DOT_OPTIONS = {'num_warps': 4, 'num_stages': 3}
 
@@ -99,8 +100,8 @@ def head_and_softmax(tokens: Tensor, first: tuple[Tensor, Tensor], second: tuple
 
 
 def fits_dot(width: int) -> bool:
-    """Return whether the kernels take matrices of this width."""
-    return width >= _SMALLEST_DOT and width & (width - 1) == 0
+    """Return whether the kernels take matrices of this width, a power of two."""
+    return _SMALLEST_DOT <= width <= _LARGEST_DOT and width & (width - 1) == 0
 
 
 def attention(qkv: Tensor, heads: int, mixed: Tensor) -> None:
@@ -117,7 +118,8 @@ def attention(qkv: Tensor, heads: int, mixed: Tensor) -> None:
     """
     images, tokens, width = mixed.shape
     depth = width // heads
-    _attention[(triton.cdiv(tokens, TILE), images * heads)](
+    # One axis: the others of a grid end at 65,535, which large batches pass.
+    _attention[(triton.cdiv(tokens, TILE) * images * heads,)](
         qkv, mixed, tokens, SCALE=depth ** -0.5 / math.log(2), HEADS=heads, DEPTH=depth, TILE=TILE,
         **_DOT_OPTIONS)
 
@@ -145,7 +147,8 @@ def feed_forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor,
 def stretch(small: Tensor, rows: Tensor, cols: Tensor, large: Tensor) -> None:
     """Blur and resize: rows @ small @ cols, where next to all of both matrices is zero.
 
-    A library multiplies the zeros as well, which takes twice as long on an H200.
+    A library multiplies the zeros as well, which takes twice as long on an H200. What no pixel of
+    the result uses has no influence, not even NaN.
 
     Args:
         small: float32 [S, S].
@@ -241,6 +244,12 @@ def _level(value):
 
 
 @triton.jit
+def _relu(value):
+    # By itself, the maximum of NaN and zero is zero: a broken network would look sound.
+    return tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _head(tokens, weight1, bias1, weight2, bias2, positive, probability, prompts, count, grid,
           WIDTH: tl.constexpr, HALF: tl.constexpr, TOKENS: tl.constexpr):
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
@@ -259,7 +268,7 @@ def _head(tokens, weight1, bias1, weight2, bias2, positive, probability, prompts
     for prompt in range(prompts):
         x = tl.load(tokens + (prompt * count + token[:, None]) * WIDTH + channel[None, :],
                     mask=inside[:, None], other=0.0)
-        hidden = tl.maximum(tl.dot(x, w1) + b1[None, :], 0.0).to(w2.dtype)
+        hidden = _relu(tl.dot(x, w1) + b1[None, :]).to(w2.dtype)
         weight = tl.load(positive + prompt)
         logit = tl.where(weight < 0.0, float('-inf'), tl.dot(hidden, w2) + b2)
         peak = tl.maximum(largest, logit)
@@ -280,9 +289,11 @@ def _attention(qkv, mixed, tokens, SCALE: tl.constexpr, HEADS: tl.constexpr, DEP
                TILE: tl.constexpr):
     # Scores are powers of two, of which the hardware is faster than of e: SCALE is 1 / ln 2
     # larger.
-    image = (tl.program_id(1) // HEADS).to(tl.int64)
-    head = tl.program_id(1) % HEADS
-    row = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    tiles = tl.cdiv(tokens, TILE)
+    pair = tl.program_id(0) // tiles
+    image = (pair // HEADS).to(tl.int64)
+    head = pair % HEADS
+    row = (tl.program_id(0) % tiles) * TILE + tl.arange(0, TILE)
     inside = row < tokens
     channel = tl.arange(0, DEPTH)
     width = HEADS * DEPTH
@@ -324,7 +335,7 @@ def _feed_forward(x, weight1, bias1, weight2, sums, count, hidden, PARTS: tl.con
     for start in range(part * share, (part + 1) * share, TILE):
         unit = start + tl.arange(0, TILE)
         w1 = tl.load(weight1 + unit[None, :] * WIDTH + channel[:, None])
-        layer = tl.maximum(tl.dot(tokens, w1) + tl.load(bias1 + unit)[None, :], 0.0)
+        layer = _relu(tl.dot(tokens, w1) + tl.load(bias1 + unit)[None, :])
         w2 = tl.load(weight2 + channel[None, :] * hidden + unit[:, None])
         total = tl.dot(layer.to(tokens.dtype), w2, total)
     tl.store(sums + part.to(tl.int64) * count * WIDTH + place, total, mask=inside[:, None])

@@ -4,7 +4,8 @@
 Two graphs make a frame: `image_encoder` from the camera's bytes to the image code, and `answer`
 from the code and the prompts' FiLM pairs to the mask. They follow each other on one stream without
 a word from the host, and a frame that is asked for again with other prompts replays the second
-alone. Each graph begins with one copy of what the host gives it and ends with the mask's way back.
+alone. Each graph begins by sending what changes on the host, and `answer` ends by sending the mask
+back.
 Numbers of prompts that are padded to one length (see `prompt_padding`) share a graph.
 """
 

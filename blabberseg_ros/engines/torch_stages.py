@@ -37,8 +37,10 @@ class FusedAttention(nn.Module):
         """Return whether the kernel takes heads of this size."""
         return cuda_kernels.fits_dot(attention.head_dim)
 
-    def forward(self, x: Tensor, attn_mask: None = None) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Map tokens [N, T, width] to tokens of the same shape; no image tower masks any."""
+        if attn_mask is not None:
+            raise NotImplementedError('the kernel takes no mask; use the plain layer')
         attention = self.attention
         qkv = functional.linear(x, attention.in_proj_weight, attention.in_proj_bias).contiguous()
         mixed = torch.empty(x.shape, dtype=qkv.dtype, device=x.device)

@@ -93,9 +93,19 @@ def test_what_a_device_does_not_give_back_is_logged_and_the_engine_can_be_used_a
 def test_inputs_of_another_shape_or_type_are_refused(x, message):
     engine = Failing()
     engine.activate()
-    with pytest.raises(EngineError, match=message):
-        engine.infer({'x': x})
-    assert engine.runs == 0
+    for runs in (0, 1):
+        with pytest.raises(EngineError, match=message):
+            engine.infer({'x': x})
+        assert engine.runs == runs
+        use(engine)  # what has been taken once is not looked at again
+
+
+def test_an_engine_that_was_freed_takes_nothing_that_it_took_before():
+    engine = Failing()
+    use(engine)
+    engine.deactivate()
+    with pytest.raises(EngineError, match='not active'):
+        engine.infer({'x': np.ones((3, 2), np.float32)})
 
 
 @pytest.mark.parametrize('where', ['load', 'run'])

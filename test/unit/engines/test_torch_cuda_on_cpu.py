@@ -71,6 +71,12 @@ def capture(function):
     return graph, graph.outputs
 
 
+class OnDevice(torch.Tensor):
+    """A tensor that says that it is on a device."""
+
+    device = torch.device('cuda')
+
+
 class Event:
     """Notes when something waits for the last run of a graph."""
 
@@ -353,13 +359,45 @@ def test_a_value_may_come_from_elsewhere_than_the_first_did(graph, feeds):
     assert replayed(graph, feeds)['code'] == 6
 
 
-def test_the_pinned_block_is_written_when_the_last_run_has_sent_it(graph, feeds):
-    for _ in range(2):
-        graph.replay(feeds)
-    assert graph._done.log == ['wait', 'wait', 'run', 'wait', 'run']
-    del feeds['frame']  # nothing else has changed: the device need not be waited for
+def test_the_pinned_block_is_written_when_the_last_run_has_sent_it(graph, feeds, monkeypatch):
+    log, stage, replay = graph._done.log, graph._stage, graph._graph.replay
+    log.clear()
+    monkeypatch.setattr(
+        graph, '_stage', lambda name, value: log.append(name) or stage(name, value))
+    monkeypatch.setattr(graph._graph, 'replay', lambda: log.append('replay') or replay())
     graph.replay(feeds)
-    assert graph._done.log[5:] == ['run']
+    assert log == ['wait', 'frame', 'replay', 'run']
+    del log[:], feeds['frame']
+    graph.replay(feeds)  # nothing else has changed: the device need not be waited for
+    assert log == ['replay', 'run']
+    log.clear()
+    graph.replay({**feeds, 'prompts': read_only(np.ones(2, np.float32))})
+    assert log == ['wait', 'prompts', 'replay', 'run']
+
+
+def test_a_mask_is_read_when_it_has_arrived(make_random_bundle, monkeypatch):
+    """What a graph sends to the host is there once the device has been waited for."""
+    engine = TorchCuda().create(load_bundle(make_random_bundle('clipseg')), 'answer')
+    mask, found = torch.zeros((2, 3), dtype=torch.uint8), torch.zeros(2, dtype=torch.int32)
+
+    def arrive():
+        mask.fill_(255)
+        found.fill_(7)
+
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda: SimpleNamespace(synchronize=arrive))
+    results = engine.to_host(mask, found)
+    mask.zero_(), found.zero_()  # the next frame's
+    assert [result.min() for result in results] == [255, 7]
+
+
+def test_values_of_the_device_and_of_the_host_come_in_the_order_asked_for(make_random_bundle):
+    engine = TorchCuda().create(load_bundle(make_random_bundle('clipseg')), 'answer')
+    device = [OnDevice(torch.full((2,), value)) for value in (1.0, 2.0)]
+    host = torch.full((2,), 3.0)
+    for values, wanted in (((device[0], host, device[1]), [1, 3, 2]),
+                           ((host, device[1]), [3, 2]), ((device[1],), [2])):
+        assert [result.tolist() for result in engine.to_host(*values)] == [
+            [value] * 2 for value in wanted]
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ import pytest
 PRELUDE = """
 import torch
 from open_clip.transformer import Attention
-from blabberseg_ros.engines.cuda_kernels import stretch
-from blabberseg_ros.engines.torch_stages import FusedAttention, FusedDecoderBlock
+from blabberseg_ros.engines.cuda_kernels import (
+    attention, empty_bins, feed_forward, head_and_softmax, stretch, threshold_mask)
+from blabberseg_ros.engines.torch_stages import CudaStages, FusedAttention, FusedDecoderBlock
 from blabberseg_ros.models.clipseg import DecoderBlock
+from blabberseg_ros.models.clipseg_config import ClipSegConfig
+from blabberseg_ros.models.random_clipseg import random_clipseg
 from blabberseg_ros.resampling import blur_and_resize_matrices
 
 torch.manual_seed(0)
@@ -48,23 +51,82 @@ for images, tokens, parts in ((3, 50, 4), (1, 64, 1), (1, 3, 2)):
     compare(found, expected, x)
 """,
     'stretch': """
-for side, height, width, blur in ((96, 113, 130, 15), (64, 40, 200, 1), (48, 48, 48, 41)):
+# The last: spans of 32 and 33 pixels, at the end of a step.
+for side, height, width, blur in (
+        (96, 113, 130, 15), (64, 40, 200, 1), (48, 48, 48, 41), (96, 48, 48, 2)):
     rows, cols = map(torch.tensor, blur_and_resize_matrices(side, height, width, blur))
     small = torch.rand(side, side)
     large = torch.full((height, width), 7.0)
     stretch(small, rows, cols, large)
     assert (large - rows @ small @ cols).abs().max() < 1e-6
-small[3, 5] = float('nan')
+""",
+    # A broken network must not look sound: NaN reaches every answer that it has a part in.
+    'nan': """
+nan = float('nan')
+for part, rows in ((0, [69]), (1, range(70)), (2, range(70))):  # of a query, a key, a value
+    qkv, mixed = torch.randn(2, 70, 96).half(), torch.empty(2, 70, 32).half()
+    qkv[1, 69, 32 * part + 3] = nan
+    attention(qkv, 2, mixed)
+    assert not mixed[0].isnan().any() and not mixed[1, :, 16:].isnan().any()
+    assert mixed[1].isnan().any(-1).nonzero().flatten().tolist() == list(rows)
+
+x, sums = torch.randn(70, 32).half(), torch.empty(2, 70, 32)
+x[66, 0] = nan
+weight = torch.randn(256, 32).half()
+feed_forward(x, weight, torch.randn(256), weight.T.contiguous(), sums)
+assert sums.isnan().all(-1).tolist() == [[row == 66 for row in range(70)]] * 2
+assert sums.isnan().any(-1).sum() == 2
+
+tokens = torch.randn(3, 4, 32).half()
+tokens[1, 2, 5] = nan
+first = torch.randn(16, 32, 16).half(), torch.randn(16)
+second = torch.randn(16, 16).half(), torch.randn(1)
+small = torch.empty(32, 32)
+head_and_softmax(tokens, first, second, torch.tensor([1.0, 0.0, 0.0]), small)
+broken = torch.zeros(32, 32, dtype=torch.bool)
+broken[16:, :16] = True  # the third of the four tokens
+assert torch.equal(small.isnan(), broken)
+
+rows, cols = map(torch.tensor, blur_and_resize_matrices(32, 60, 80, 3))
+large = torch.empty(60, 80)
 stretch(small, rows, cols, large)
-assert large[3, 5].isnan()
+assert large[32:, :36].isnan().all() and large[:20, 50:].isfinite().all()
+
+thresholds, wanted = torch.linspace(1, 0, 101), torch.tensor([1, 100], dtype=torch.int32)
+mask, found = torch.empty(60, 80, dtype=torch.uint8), torch.empty(2, dtype=torch.int32)
+threshold_mask(large, thresholds, wanted, empty_bins('cpu'), mask, found)
+assert found[1] == large.isnan().sum() and not mask[large.isnan()].any()
+""",
+    'network': """
+config = ClipSegConfig(
+    vision_width=96, vision_heads=3, vision_mlp=384, text_width=48, text_heads=3, text_layers=2,
+    text_mlp=192, embed_dim=48, reduce_dim=32, decoder_heads=2, decoder_ffn=256)
+stages = object.__new__(CudaStages)
+stages.model = random_clipseg(config)
+stages._fuse_layers()
+def count(part, kind):
+    return sum(isinstance(module, kind) for module in part.modules())
+tower, decoder = stages.model.visual, stages.model.blocks
+assert count(tower, FusedAttention) == count(tower, Attention) == len(tower.transformer.resblocks)
+assert count(decoder, FusedAttention) == count(decoder, FusedDecoderBlock) == 3
+assert count(stages.model.transformer, FusedAttention) == 0
+try:
+    decoder[0].block.self_attn(torch.zeros(1, 4, 32), attn_mask=torch.zeros(4, 4))
+except NotImplementedError:
+    pass
+else:
+    raise AssertionError('a mask was ignored')
 """,
     'sizes': """
 assert FusedAttention.fits(Attention(96, 3))
 assert not FusedAttention.fits(Attention(96, 4))
 assert not FusedAttention.fits(Attention(32, 4))
+assert FusedAttention.fits(Attention(256, 2))
+assert not FusedAttention.fits(Attention(256, 1))
 assert FusedDecoderBlock.fits(DecoderBlock(32, 2, 256), 4)
 assert not FusedDecoderBlock.fits(DecoderBlock(32, 2, 192), 4)
 assert not FusedDecoderBlock.fits(DecoderBlock(48, 2, 256), 4)
+assert not FusedDecoderBlock.fits(DecoderBlock(256, 2, 256), 4)
 """,
 }
 
