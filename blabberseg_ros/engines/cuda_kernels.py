@@ -16,7 +16,6 @@ from blabberseg_ros.resampling import triangle_weights
 
 # Bins of the threshold histogram: one a threshold, one for pixels above none, one for NaN.
 BINS = 128
-NOT_FINITE_BIN = BINS - 1
 _PIXELS = 1024
 _TOKENS = 16
 # Sides of the matrices that the kernels multiply: what the tensor cores take at least, and what

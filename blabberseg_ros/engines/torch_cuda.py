@@ -48,9 +48,7 @@ _LOG = logging.getLogger(__name__)
 # Captured graphs kept for each stage; each holds buffers of its own.
 _GRAPHS = 8
 _OUTBOXES = 16
-# Stages whose outputs go to the host at once.
-_TRANSIENT = frozenset({'answer'})
-# What each stage's graph copies to the host without being asked.
+# Stages whose outputs are used at once, and which of them their graphs send to the host.
 _TO_HOST = {'answer': ('mask', 'found')}
 # Arrays up to this size are sent with every run, changed or not: a copy of its own for one that
 # has changed keeps the host busy for longer.
@@ -114,7 +112,7 @@ class TorchCuda(EngineKind):
         """Return the stage that does all that follows the image encoder."""
         own = bundle.manifest.family in _STAGES
         graphs = bundle.manifest.graphs or ('decoder',)  # benchmarks' bundles hold weights alone
-        return _TRANSIENT if own or 'decoder' in graphs else frozenset()
+        return frozenset(_TO_HOST if own or 'decoder' in graphs else ())
 
     def create(self, bundle: Bundle, stage: str) -> Engine:
         """Return an inactive engine for one stage of a bundle."""
@@ -226,7 +224,7 @@ class TorchCudaEngine(Engine):
                     self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
             outputs = graph.replay(feeds)
-            if self.stage in _TRANSIENT:
+            if self.stage in _TO_HOST:
                 return outputs
             return {name: (output[:count] if counts_prompts(self._outputs[name]) else output
                            ).clone() for name, output in outputs.items()}
@@ -267,7 +265,7 @@ class _CapturedGraph:
     def __init__(self, function: Callable[..., dict[str, 'Tensor']],
                  specs: Mapping[str, TensorSpec], feeds: Mapping[str, Value],
                  shapes: Mapping[str, tuple[int, ...]],
-                 to_host: Collection[str] = frozenset()) -> None:
+                 to_host: Collection[str]) -> None:
         """Allocate the buffers, warm up and capture.
 
         Args:
@@ -300,17 +298,17 @@ class _CapturedGraph:
             else:
                 self._buffers[name] = torch.empty(shape, dtype=types[name], device=self._device)
 
+        on_host: dict[str, Tensor] = {}
+
         def run() -> 'dict[str, Tensor]':
             block.copy_(pinned, non_blocking=True)
             outputs = function(**self._buffers)
             for name in to_host:
-                if name not in self._on_host:
-                    self._on_host[name] = torch.empty_like(
-                        outputs[name], device='cpu').pin_memory()
-                self._on_host[name].copy_(outputs[name], non_blocking=True)
-            return {**outputs, **self._on_host}
+                if name not in on_host:
+                    on_host[name] = torch.empty_like(outputs[name], device='cpu').pin_memory()
+                on_host[name].copy_(outputs[name], non_blocking=True)
+            return {**outputs, **on_host}
 
-        self._on_host: dict[str, Tensor] = {}
         self._last: dict[str, Value] = {}
         self._done = torch.cuda.Event()
         self._feed(feeds)

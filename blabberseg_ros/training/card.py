@@ -103,7 +103,7 @@ def _obedience(metrics: dict[str, Any], words: bool) -> str:
     for limit in limits:
         columns += [f'{limit}: flipped', *(['unseen'] if words else [])]
     text = _OBEDIENCE.format(service=limits[0], chosen=limits[1],
-                             views=metrics.get('obedience_views', 'Some'),
+                             views=metrics['obedience_views'],
                              unseen=_UNSEEN if words else '')
     text += _row(columns) + '|' + '---|' * len(columns) + '\n'
     for score in scores:

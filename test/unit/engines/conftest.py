@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT-RTX's builder, which needs no GPU, a small bundle to build, and no pycuda."""
+"""Engines without a GPU: TensorRT-RTX's builder, Triton's interpreter, a stand-in for pycuda."""
 
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -62,6 +64,21 @@ class Cuda:
 
     def memcpy_dtoh_async(self, array, pointer, stream):
         array.view(np.uint8).ravel()[...] = self.memory[pointer][:array.nbytes]
+
+
+@pytest.fixture
+def interpret():
+    """Return a function that runs code whose Triton kernels are interpreted, on the CPU.
+
+    The interpreter has to be chosen before the kernels are imported: each run is a process.
+    """
+    def run(code):
+        result = subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=False,
+            env={**os.environ, 'TRITON_INTERPRET': '1'})
+        assert result.returncode == 0, result.stderr[-2000:]
+
+    return run
 
 
 @pytest.fixture(scope='session')

@@ -39,7 +39,7 @@ class CpuGraph(torch_cuda._CapturedGraph):
 
     _device = 'cpu'
 
-    def __init__(self, function, specs, feeds, shapes, to_host=()):
+    def __init__(self, function, specs, feeds, shapes, to_host):
         made.append(shapes)
         self._is_spoiled = False
         super().__init__(function, specs, feeds, shapes, to_host)

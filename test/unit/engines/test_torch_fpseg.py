@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FPSeg's CUDA stages on the CPU: the kernels by Triton's interpreter, the rest in fp32."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-# The interpreter has to be chosen before the kernels are imported: each check is a process.
 PRELUDE = """
 import torch
 from torch.nn import functional
@@ -63,8 +58,5 @@ close(half(code, tokens, dense, bias), model.decode(code[None], tokens, dense, b
 
 
 @pytest.mark.parametrize('check', CHECKS)
-def test_fast_parts_equal_the_network(check):
-    result = subprocess.run(
-        [sys.executable, '-c', PRELUDE + CHECKS[check]], capture_output=True, text=True,
-        timeout=120, check=False, env={**os.environ, 'TRITON_INTERPRET': '1'})
-    assert result.returncode == 0, result.stderr[-2000:]
+def test_fast_parts_equal_the_network(interpret, check):
+    interpret(PRELUDE + CHECKS[check])
