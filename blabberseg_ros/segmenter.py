@@ -4,7 +4,6 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -23,7 +22,7 @@ from blabberseg_ros.errors import (
     NotFiniteError,
     ParameterError,
 )
-from blabberseg_ros.frame_cache import FrameCache
+from blabberseg_ros.frame_cache import FrameCache, KnownFrame
 from blabberseg_ros.heatmap import CacheHits, FusionOptions, Heatmap, Timings
 from blabberseg_ros.parity.gate import Shapes, admit, nearest_shapes, shared_shapes
 from blabberseg_ros.prompt_cache import PromptCache, PromptReport
@@ -32,6 +31,7 @@ from blabberseg_ros.prompts import PromptSet
 
 _LOG = logging.getLogger(__name__)
 MAX_PIXELS = 64_000_000
+_DOVESEI = FusionOptions()
 
 
 class Segmenter:
@@ -244,7 +244,7 @@ class Segmenter:
             EngineError: the network fails or answers NaN.
             Cancelled: `cancelled` answered True.
         """
-        fusion = fusion or FusionOptions()
+        fusion = fusion or _DOVESEI
         check_image(image)
         started = time.perf_counter()
         known = self._prompts.encode(prompts, self.backend)
@@ -256,9 +256,12 @@ class Segmenter:
                 prompts.is_positive, fusion, image.shape[:2], with_probability, cancelled,
                 self._decode_budget_ms))
 
-        answer, image_was_known, seen = self._guess(image, ask, cancelled), True, encoded
+        likely = self._images.likely(image)
+        answer, image_was_known, seen = None, True, encoded
+        if likely is not None and self.backend.answers_on_device:
+            answer = self._guess(likely, image, ask, cancelled)
         if answer is None:
-            image_code, image_was_known = self._encode_image(image)
+            image_code, image_was_known = self._encode_image(image, likely)
             seen = time.perf_counter()
             answer = ask(image_code, cancelled)
         if not answer.finite:
@@ -290,24 +293,29 @@ class Segmenter:
             EngineError: the network fails.
         """
         check_image(image)
-        return self.backend.label_map(self._encode_image(image)[0], image.shape[:2])
+        code, _ = self._encode_image(image, self._images.likely(image))
+        return self.backend.label_map(code, image.shape[:2])
 
-    def _guess(self, image: np.ndarray, ask: Callable[[ImageCode, Callable[[], bool]], Answer],
+    def _guess(self, likely: KnownFrame, image: np.ndarray,
+               ask: Callable[[ImageCode, Callable[[], bool]], Answer],
                cancelled: Callable[[], bool]) -> Answer | None:
-        """Return the answer of a device for a known frame; None if the image is none.
+        """Return the answer of a device for a known frame; None if the image is another.
 
-        The device answers for the frame that the image looks like while the host compares all of
-        their bytes.
+        The device answers for the frame while the host compares all of the image's bytes with it.
 
         Args:
+            likely: the frame that the image looks like.
             image: as for `segment`.
             ask: returns the answer for an image code, unless what it is given answers True.
             cancelled: as for `segment`.
         """
-        likely = self._images.likely(image) if self.backend.answers_on_device else None
-        if likely is None:
-            return None
-        same = cache(lambda: self._images.find(image) is likely)
+        compared: list[bool] = []
+
+        def same() -> bool:
+            if not compared:
+                compared.append(self._images.find(image) is likely)
+            return compared[0]
+
         try:
             answer = ask(likely.code, lambda: cancelled() or not same())
         except Cancelled:
@@ -316,9 +324,15 @@ class Segmenter:
             return None
         return answer if same() else None
 
-    def _encode_image(self, image: np.ndarray) -> tuple[ImageCode, bool]:
-        """Return the image's code and whether it was known."""
-        known = self._images.find(image)
+    def _encode_image(self, image: np.ndarray,
+                      likely: KnownFrame | None) -> tuple[ImageCode, bool]:
+        """Return the image's code and whether it was known.
+
+        Args:
+            image: as for `segment`.
+            likely: what `FrameCache.likely` said of it; None saves a second look.
+        """
+        known = self._images.find(image) if likely is not None else None
         if known is not None:
             return known.code, True
         code = self.backend.encode_image(image)

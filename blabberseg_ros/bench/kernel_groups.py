@@ -11,7 +11,7 @@ ELEMENTWISE, COPIES, OTHER = 'elementwise, norms and layout', 'copies and fills'
 # The first that fits counts. Inductor names its pointwise kernels and reductions after all that
 # they stand for, attention and products as well, so they come before those.
 _PATTERNS = tuple((group, re.compile(pattern, re.IGNORECASE)) for group, pattern in (
-    (COPIES, r'^mem(cpy|set)'),
+    (COPIES, r'^mem(cpy|set)|^_copy_bytes(_\d+)?$'),
     (RESIZE, r'^_(across|down|spans|stretch)(_\d+)?$'),
     (DEPTHWISE, r'^_depthwise|depthwise'),
     (THRESHOLD, r'^_(histogram|mask)(_\d+)?$'),
@@ -19,7 +19,7 @@ _PATTERNS = tuple((group, re.compile(pattern, re.IGNORECASE)) for group, pattern
     (ATTENTION, r'flash|fmha|sdpa|attention'),
     (ELEMENTWISE, r'(nchw|nhwc)to'),
     (PRODUCTS, r'gemm|gemv|nvjet|cutlass|xmma|conv|splitk|dot_kernel|^triton_tem'
-               r'|^_(feed_forward|head)(_\d+)?$'),
+               r'|^_(feed_forward|head|linear_quick_gelu)(_\d+)?$'),
     (ELEMENTWISE, r'at::native|elementwise|layer_norm|softmax|reduce'),
 ))
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The seam between back-ends and run-time libraries: named tensors in, named tensors out."""
 
-import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ class Engine(ABC):
         self._inputs: dict[str, TensorSpec] = {}
         self._outputs: dict[str, TensorSpec] = {}
         self._accepted: set[tuple[Any, ...]] = set()
+        self._running = _Failures(stage, 'failed')
 
     @property
     def active(self) -> bool:
@@ -99,7 +100,7 @@ class Engine(ABC):
         """
         if self.active:
             return
-        with self._failing_as('cannot be loaded'):
+        with _Failures(self.stage, 'cannot be loaded'):
             inputs, outputs = self._load()
         self._inputs = {spec.name: spec for spec in inputs}
         self._outputs = {spec.name: spec for spec in outputs}
@@ -109,7 +110,7 @@ class Engine(ABC):
         self._inputs, self._outputs = {}, {}
         self._accepted.clear()
         try:
-            with self._failing_as('was not freed cleanly'):
+            with _Failures(self.stage, 'was not freed cleanly'):
                 self._unload()
         except EngineError as error:
             _LOG.warning('%s', error)
@@ -128,7 +129,7 @@ class Engine(ABC):
                 shape or type, or the library fails.
         """
         # A camera's frames are all alike: what has been checked once is recognised.
-        kinds = tuple([(name, tuple(value.shape), isinstance(value, np.ndarray) and value.dtype)
+        kinds = tuple([(name, value.shape, isinstance(value, np.ndarray) and value.dtype)
                        for name, value in feeds.items()])
         if kinds not in self._accepted:
             self._check(feeds)
@@ -136,7 +137,7 @@ class Engine(ABC):
                 self._accepted.clear()
             self._accepted.add(kinds)
         self.runs += 1
-        with self._failing_as('failed'):
+        with self._running:
             return self._run(feeds)
 
     def _check(self, feeds: Mapping[str, Value]) -> None:
@@ -163,24 +164,8 @@ class Engine(ABC):
         Raises:
             EngineError: the device fails, perhaps in what was asked of it before.
         """
-        with self._failing_as('failed'):
+        with self._running:
             return self._to_host(values)
-
-    @contextlib.contextmanager
-    def _failing_as(self, what: str) -> Iterator[None]:
-        """Make an EngineError of everything else that a library raises.
-
-        Their exceptions (of ONNX Runtime, Triton, pycuda, compilers that torch starts) share no
-        base but Exception, and only an EngineError lets the next engine be tried.
-        """
-        try:
-            yield
-        except BlabbersegError:
-            raise
-        except Exception as error:
-            raise EngineError(
-                f'{self.stage} {what} ({type(error).__name__}: {error}). Free the device, or '
-                'choose another engine (`blabberseg doctor` lists them)') from error
 
     def _to_host(self, values: Sequence[Value]) -> tuple[np.ndarray, ...]:
         """Copy values to the host; an engine for a device has its own way."""
@@ -202,6 +187,35 @@ class Engine(ABC):
     @abstractmethod
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Run on checked inputs."""
+
+
+class _Failures:
+    """Makes an EngineError of everything else that a library raises within a `with` block.
+
+    Their exceptions (of ONNX Runtime, Triton, pycuda, compilers that torch starts) share no base
+    but Exception, and only an EngineError lets the next engine be tried.
+    """
+
+    def __init__(self, stage: str, what: str) -> None:
+        """Remember what is tried.
+
+        Args:
+            stage: name of the stage.
+            what: the end of a sentence that begins with it.
+        """
+        self._stage = stage
+        self._what = what
+
+    def __enter__(self) -> None:
+        """Do nothing; one object serves any number of blocks."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """Raise what is not ours as ours."""
+        if isinstance(error, Exception) and not isinstance(error, BlabbersegError):
+            raise EngineError(
+                f'{self._stage} {self._what} ({type(error).__name__}: {error}). Free the device, '
+                'or choose another engine (`blabberseg doctor` lists them)') from error
 
 
 class EngineKind(ABC):

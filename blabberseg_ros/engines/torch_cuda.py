@@ -48,6 +48,8 @@ _LOG = logging.getLogger(__name__)
 # Captured graphs kept for each stage; each holds buffers of its own.
 _GRAPHS = 8
 _OUTBOXES = 16
+# Shapes of inputs whose padding is known.
+_PADDINGS = 64
 # Stages whose outputs are used at once, and which of them their graphs send to the host.
 _TO_HOST = {'answer': ('mask', 'found')}
 # Arrays up to this size are sent with every run, changed or not: a copy of its own for one that
@@ -60,6 +62,9 @@ _ALIGNMENT = 256
 _STAGES = {'clipseg': 'torch_stages', 'fpseg': 'torch_fpseg',
            'segformer': 'torch_segformer'}
 PRECISIONS = ('fp16', 'bf16', 'fp32')
+
+# Inputs by name, each with its shape.
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class TorchCuda(EngineKind):
@@ -158,20 +163,20 @@ class TorchCudaEngine(Engine):
         self._holds_network = False
         self._counting: frozenset[str] = frozenset()
         self._function: Callable[..., dict[str, Tensor]] | None = None
-        self._graphs: OrderedDict[tuple, _CapturedGraph] = OrderedDict()
+        self._graphs: OrderedDict[_Shapes, _CapturedGraph] = OrderedDict()
         self._outboxes: OrderedDict[tuple, list[Tensor]] = OrderedDict()
+        self._padded: dict[_Shapes, tuple[int, _Shapes]] = {}
+        self._stream: Any = None
 
     def _to_host(self, values: Sequence[Value]) -> tuple[np.ndarray, ...]:
-        """Copy values through pinned memory and wait for the device once."""
-        import torch
-
-        waiting = [value for value in values if value.device.type != 'cpu']
-        outbox = self._outbox(waiting)
+        """Copy values through pinned memory, unless they lie there, and wait once."""
+        waiting = [value for value in values if not isinstance(value, np.ndarray)]
+        outbox = self._outbox(waiting) if waiting else []
         for buffer, value in zip(outbox, waiting, strict=True):
             buffer.copy_(value, non_blocking=True)
-        torch.cuda.current_stream().synchronize()
+        self._stream.synchronize()
         arrived = iter(outbox)
-        return tuple([(value if value.device.type == 'cpu' else next(arrived)).numpy().copy()
+        return tuple([(value if isinstance(value, np.ndarray) else next(arrived).numpy()).copy()
                       for value in values])
 
     def concatenate(self, parts: Sequence[Value]) -> Value:
@@ -195,8 +200,11 @@ class TorchCudaEngine(Engine):
         return found
 
     def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        import torch
+
         stages = self._kind.acquire(self.bundle)
         self._holds_network = True
+        self._stream = torch.cuda.current_stream()
         self._function, inputs, outputs = stages.stage(self.stage)
         self._counting = frozenset(spec.name for spec in inputs if counts_prompts(spec))
         return inputs, outputs
@@ -205,6 +213,7 @@ class TorchCudaEngine(Engine):
         self._function = None
         self._graphs.clear()
         self._outboxes.clear()
+        self._padded.clear()
         if self._holds_network:
             self._holds_network = False
             self._kind.release(self.bundle)
@@ -212,13 +221,11 @@ class TorchCudaEngine(Engine):
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         import torch
 
-        count = prompt_count(self._counting, feeds)
-        shapes = padded_shapes(self._counting, feeds, count)
-        key = tuple(shapes.values())
+        count, key = self._padding_of(feeds)
         try:
             graph = self._graphs.get(key)
             if graph is None:
-                graph = self._capture(feeds, shapes)
+                graph = self._capture(feeds, dict(key))
                 self._graphs[key] = graph
                 while len(self._graphs) > _GRAPHS:
                     self._graphs.popitem(last=False)
@@ -234,6 +241,18 @@ class TorchCudaEngine(Engine):
             raise EngineError(
                 f'the GPU is out of memory in {self.stage}; use fewer prompts or smaller images, '
                 'or free the GPU') from error
+
+    def _padding_of(self, feeds: Mapping[str, Value]) -> tuple[int, _Shapes]:
+        """Return the number of prompts in some inputs, and the inputs' shapes with padding."""
+        given = tuple([(name, value.shape) for name, value in feeds.items()])
+        found = self._padded.get(given)
+        if found is None:
+            count = prompt_count(self._counting, feeds)
+            found = count, tuple(padded_shapes(self._counting, feeds, count).items())
+            if len(self._padded) >= _PADDINGS:
+                self._padded.clear()
+            self._padded[given] = found
+        return found
 
     def _capture(self, feeds: Mapping[str, Value],
                  shapes: Mapping[str, tuple[int, ...]]) -> '_CapturedGraph':
@@ -277,6 +296,7 @@ class _CapturedGraph:
         """
         import torch
 
+        from blabberseg_ros.engines.cuda_kernels import copy_bytes
         from blabberseg_ros.engines.torch_capture import capture
 
         types = {name: getattr(torch, specs[name].dtype) for name in shapes}
@@ -301,18 +321,20 @@ class _CapturedGraph:
         on_host: dict[str, Tensor] = {}
 
         def run() -> 'dict[str, Tensor]':
-            block.copy_(pinned, non_blocking=True)
+            copy_bytes(pinned, block)
             outputs = function(**self._buffers)
             for name in to_host:
                 if name not in on_host:
                     on_host[name] = torch.empty_like(outputs[name], device='cpu').pin_memory()
-                on_host[name].copy_(outputs[name], non_blocking=True)
-            return {**outputs, **on_host}
+                copy_bytes(outputs[name], on_host[name])
+            return outputs
 
         self._last: dict[str, Value] = {}
         self._done = torch.cuda.Event()
         self._feed(feeds)
-        self._graph, self._outputs = capture(run)
+        self._graph, outputs = capture(run)
+        self._outputs: dict[str, Value] = {
+            **outputs, **{name: value.numpy() for name, value in on_host.items()}}
 
     def replay(self, feeds: Mapping[str, Value]) -> dict[str, Value]:
         """Take the inputs, run, and return the outputs, which the next run overwrites."""
@@ -323,19 +345,21 @@ class _CapturedGraph:
 
     def _feed(self, feeds: Mapping[str, Value]) -> None:
         """Bring the inputs to where the graph takes them from, unless they lie there already."""
-        changed = {name: value for name, value in feeds.items()
-                   if value is not self._last.get(name)}
-        if not self._staging.keys().isdisjoint(changed):
-            self._done.synchronize()  # the last run may still send the pinned block
-        for name, value in changed.items():
-            self._last[name] = None
+        last, waited = self._last, False
+        for name, value in feeds.items():
+            if last.get(name) is value:
+                continue
+            last[name] = None
             if name in self._staging:
+                if not waited:
+                    self._done.synchronize()  # the last run may still send the pinned block
+                    waited = True
                 self._stage(name, value)
             else:
                 self._copy(name, value)
             # Another array, or what a view looks at, may hold something else the next time.
             if not isinstance(value, np.ndarray) or is_constant(value):
-                self._last[name] = value
+                last[name] = value
 
     def _stage(self, name: str, value: Value) -> None:
         """Copy an input into the pinned block, and the filling behind it.

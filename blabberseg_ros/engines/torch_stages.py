@@ -2,9 +2,10 @@
 """The stages of CLIPSeg as functions on CUDA tensors, for capture as CUDA graphs."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
-from open_clip.transformer import Attention
+from open_clip.transformer import Attention, CustomResidualAttentionBlock, QuickGELU
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,6 +47,39 @@ class FusedAttention(nn.Module):
         mixed = torch.empty(x.shape, dtype=qkv.dtype, device=x.device)
         cuda_kernels.attention(qkv, attention.num_heads, mixed)
         return attention.out_proj(mixed)
+
+
+class FusedMlp(nn.Module):
+    """The layers behind a block's attention; the first of them and its QuickGELU are fused."""
+
+    # Rows up to which the kernel is used. On an H200 it saves 1.6 of 10.1 us for one frame, while
+    # a batch is faster by torch's products.
+    most_rows = 1024
+
+    def __init__(self, mlp: nn.Sequential) -> None:
+        """Take over the weights of open_clip's layers in fp16 or bf16."""
+        super().__init__()
+        self.mlp = mlp
+        self.c_fc = cast(nn.Linear, mlp[0])  # by its weight open_clip tells the block's type
+        self.rest = mlp[2:]
+
+    @staticmethod
+    def fits(mlp: nn.Sequential) -> bool:
+        """Return whether the kernel takes the first of these layers."""
+        linear, activation = mlp[0], mlp[1]
+        return (isinstance(linear, nn.Linear) and isinstance(activation, QuickGELU)
+                and linear.in_features % cuda_kernels.TILE == 0
+                and linear.out_features % cuda_kernels.WIDE_TILE == 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens [N, T, width] to tokens of the same shape."""
+        weight, bias = self.c_fc.weight, self.c_fc.bias
+        rows = x.to(weight.dtype).flatten(0, 1).contiguous()
+        if len(rows) > self.most_rows:
+            return self.mlp(x)
+        hidden = torch.empty((len(rows), len(weight)), dtype=weight.dtype, device=x.device)
+        cuda_kernels.linear_quick_gelu(rows, weight, bias, hidden)
+        return self.rest(hidden.unflatten(0, x.shape[:2]))
 
 
 class FusedDecoderBlock(nn.Module):
@@ -240,6 +274,9 @@ class CudaStages:
                 for name, child in parent.named_children():
                     if isinstance(child, Attention) and FusedAttention.fits(child):
                         setattr(parent, name, FusedAttention(child))
+        for block in self.model.visual.modules():
+            if isinstance(block, CustomResidualAttentionBlock) and FusedMlp.fits(block.mlp):
+                block.mlp = FusedMlp(block.mlp)
         self.model.blocks = nn.ModuleList(
             FusedDecoderBlock(block, self.hidden_parts)
             if isinstance(block, DecoderBlock) and FusedDecoderBlock.fits(block, self.hidden_parts)

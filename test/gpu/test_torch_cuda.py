@@ -84,6 +84,11 @@ def test_prompts_change_without_a_new_image_code(pair):
     np.testing.assert_array_equal(again, before)
 
 
+def without_padding(monkeypatch, engine):
+    monkeypatch.setattr(prompt_padding, 'LENGTHS', ())
+    monkeypatch.setattr(engine, '_padded', {})
+
+
 HALF = FusionOptions(safety_threshold=0.5, dynamic_threshold=0)
 TEXTS = default_prompts().texts + tuple(f'thing {index}' for index in range(4))
 
@@ -104,7 +109,7 @@ def test_padding_changes_no_answer(pair, count, monkeypatch):
     answered(gpu, count)
     padded, graph = answered(gpu, count)
     assert len(graph._buffers['mul']) == prompt_padding.padded_length(count)
-    monkeypatch.setattr(prompt_padding, 'LENGTHS', ())
+    without_padding(monkeypatch, gpu.backend.engine('answer'))
     plain, graph = answered(gpu, count)
     assert len(graph._buffers['mul']) == count
     np.testing.assert_allclose(padded.probability, plain.probability, atol=TOLERANCES[precision])
@@ -131,7 +136,7 @@ def test_logits_have_no_padding(pair, monkeypatch):
     image = np.random.default_rng(5).integers(0, 256, (97, 113, 3), dtype=np.uint8)
     code, codes = gpu.backend.encode_image(image), gpu.backend.encode_prompts(TEXTS[:5])
     found = gpu.backend.to_host(gpu.backend.decode(code, codes))
-    monkeypatch.setattr(prompt_padding, 'LENGTHS', ())
+    without_padding(monkeypatch, gpu.backend.engine('decoder'))
     expected = gpu.backend.to_host(gpu.backend.decode(code, codes))
     assert found.shape == expected.shape
     assert len(found) == 5

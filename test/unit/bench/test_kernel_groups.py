@@ -14,6 +14,8 @@ from blabberseg_ros.bench.kernel_groups import KernelTime, group_of, sum_groups
     ('_spans_0', kernel_groups.RESIZE),
     ('_feed_forward', kernel_groups.PRODUCTS),
     ('_head', kernel_groups.PRODUCTS),
+    ('_linear_quick_gelu', kernel_groups.PRODUCTS),
+    ('_copy_bytes', kernel_groups.COPIES),
     ('_depthwise', kernel_groups.DEPTHWISE),
     ('_histogram', kernel_groups.THRESHOLD),
     ('_mask', kernel_groups.THRESHOLD),

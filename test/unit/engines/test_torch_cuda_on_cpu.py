@@ -14,6 +14,7 @@ import torch
 from blabberseg_ros.backends.registry import backend_class
 from blabberseg_ros.bundle import load_bundle
 from blabberseg_ros.engines import (
+    cuda_kernels,
     torch_capture,
     torch_cuda,
     torch_family,
@@ -71,12 +72,6 @@ def capture(function):
     return graph, graph.outputs
 
 
-class OnDevice(torch.Tensor):
-    """A tensor that says that it is on a device."""
-
-    device = torch.device('cuda')
-
-
 class Event:
     """Notes when something waits for the last run of a graph."""
 
@@ -112,6 +107,7 @@ def cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda: stream)
     monkeypatch.setattr(torch.cuda, 'Event', Event)
     monkeypatch.setattr(torch_capture, 'capture', capture)
+    monkeypatch.setattr(cuda_kernels, 'copy_bytes', lambda source, target: target.copy_(source))
     monkeypatch.setattr(torch_cuda, '_CapturedGraph', CpuGraph)
     monkeypatch.setattr(torch_cuda, '_STAGES', {})
     monkeypatch.setattr(torch_family, 'cut_mask', cut_mask)
@@ -375,25 +371,31 @@ def test_the_pinned_block_is_written_when_the_last_run_has_sent_it(graph, feeds,
     assert log == ['wait', 'prompts', 'replay', 'run']
 
 
+def activated(bundle):
+    engine = kind_of(bundle).create(bundle, 'answer')
+    engine.activate()
+    return engine
+
+
 def test_a_mask_is_read_when_it_has_arrived(make_random_bundle, monkeypatch):
     """What a graph sends to the host is there once the device has been waited for."""
-    engine = TorchCuda().create(load_bundle(make_random_bundle('clipseg')), 'answer')
-    mask, found = torch.zeros((2, 3), dtype=torch.uint8), torch.zeros(2, dtype=torch.int32)
+    mask, found = np.zeros((2, 3), np.uint8), np.zeros(2, np.int32)
 
     def arrive():
-        mask.fill_(255)
-        found.fill_(7)
+        mask.fill(255)
+        found.fill(7)
 
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda: SimpleNamespace(synchronize=arrive))
+    engine = activated(load_bundle(make_random_bundle('clipseg')))
     results = engine.to_host(mask, found)
-    mask.zero_(), found.zero_()  # the next frame's
+    mask.fill(0), found.fill(0)  # the next frame's
     assert [result.min() for result in results] == [255, 7]
 
 
 def test_values_of_the_device_and_of_the_host_come_in_the_order_asked_for(make_random_bundle):
-    engine = TorchCuda().create(load_bundle(make_random_bundle('clipseg')), 'answer')
-    device = [OnDevice(torch.full((2,), value)) for value in (1.0, 2.0)]
-    host = torch.full((2,), 3.0)
+    engine = activated(load_bundle(make_random_bundle('clipseg')))
+    device = [torch.full((2,), value) for value in (1.0, 2.0)]
+    host = np.full(2, 3.0)
     for values, wanted in (((device[0], host, device[1]), [1, 3, 2]),
                            ((host, device[1]), [3, 2]), ((device[1],), [2])):
         assert [result.tolist() for result in engine.to_host(*values)] == [

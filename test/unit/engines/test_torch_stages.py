@@ -5,10 +5,13 @@ import pytest
 
 PRELUDE = """
 import torch
-from open_clip.transformer import Attention
+from torch import nn
+from open_clip.transformer import Attention, CustomResidualAttentionBlock, QuickGELU
 from blabberseg_ros.engines.cuda_kernels import (
-    attention, empty_bins, feed_forward, head_and_softmax, stretch, threshold_mask)
-from blabberseg_ros.engines.torch_stages import CudaStages, FusedAttention, FusedDecoderBlock
+    attention, copy_bytes, empty_bins, feed_forward, head_and_softmax, linear_quick_gelu, stretch,
+    threshold_mask)
+from blabberseg_ros.engines.torch_stages import (
+    CudaStages, FusedAttention, FusedDecoderBlock, FusedMlp)
 from blabberseg_ros.models.clipseg import DecoderBlock
 from blabberseg_ros.models.clipseg_config import ClipSegConfig
 from blabberseg_ros.models.random_clipseg import random_clipseg
@@ -31,6 +34,24 @@ for images, tokens, heads, depth in ((1, 130, 2, 32), (3, 64, 1, 16), (2, 5, 3, 
     expected = layer(x.float())
     even = expected.mean(1, keepdim=True)  # as if all tokens looked at the same ones
     compare(FusedAttention(layer.half())(x), expected, even)
+""",
+    # The last has more rows than the kernel is used for.
+    'mlp': """
+for images, tokens, width in ((1, 70, 64), (2, 5, 128), (1, 64, 192), (3, 400, 64)):
+    mlp = CustomResidualAttentionBlock(width, 2, act_layer=QuickGELU).mlp
+    mlp.c_fc.weight.mul_(5)
+    mlp.c_fc.bias.normal_()
+    x = torch.randn(images, tokens, width)
+    expected = mlp(x)
+    with torch.autocast('cpu', torch.float16):
+        compare(FusedMlp(mlp.half())(x), expected, expected.mean((0, 1)))
+""",
+    'copy': """
+for shape, dtype in (((2,), torch.int32), ((60, 81), torch.uint8), ((5000,), torch.float32)):
+    source = torch.randint(1, 100, shape).to(dtype)
+    target = torch.zeros_like(source)
+    copy_bytes(source, target)
+    assert torch.equal(source, target)
 """,
     'decoder_block': """
 for images, tokens, parts in ((3, 50, 4), (1, 64, 1), (1, 3, 2)):
@@ -66,6 +87,11 @@ for part, rows in ((0, [69]), (1, range(70)), (2, range(70))):  # of a query, a 
     assert not mixed[0].isnan().any() and not mixed[1, :, 16:].isnan().any()
     assert mixed[1].isnan().any(-1).nonzero().flatten().tolist() == list(rows)
 
+x, hidden = torch.randn(70, 64).half(), torch.empty(70, 128).half()
+x[66, 0] = nan
+linear_quick_gelu(x, torch.randn(128, 64).half(), torch.randn(128).half(), hidden)
+assert hidden[66].isnan().all() and hidden.isnan().any(-1).sum() == 1
+
 x, sums = torch.randn(70, 32).half(), torch.empty(2, 70, 32)
 x[66, 0] = nan
 weight = torch.randn(256, 32).half()
@@ -95,7 +121,7 @@ assert found[1] == large.isnan().sum() and not mask[large.isnan()].any()
 """,
     'network': """
 config = ClipSegConfig(
-    vision_width=96, vision_heads=3, vision_mlp=384, text_width=48, text_heads=3, text_layers=2,
+    vision_width=192, vision_heads=3, vision_mlp=768, text_width=48, text_heads=3, text_layers=2,
     text_mlp=192, embed_dim=48, reduce_dim=32, decoder_heads=2, decoder_ffn=256)
 stages = object.__new__(CudaStages)
 stages.model = random_clipseg(config)
@@ -104,8 +130,9 @@ def count(part, kind):
     return sum(isinstance(module, kind) for module in part.modules())
 tower, decoder = stages.model.visual, stages.model.blocks
 assert count(tower, FusedAttention) == count(tower, Attention) == len(tower.transformer.resblocks)
+assert count(tower, FusedMlp) == len(tower.transformer.resblocks)
 assert count(decoder, FusedAttention) == count(decoder, FusedDecoderBlock) == 3
-assert count(stages.model.transformer, FusedAttention) == 0
+assert count(stages.model.transformer, (FusedAttention, FusedMlp)) == 0
 try:
     decoder[0].block.self_attn(torch.zeros(1, 4, 32), attn_mask=torch.zeros(4, 4))
 except NotImplementedError:
@@ -119,6 +146,12 @@ assert not FusedAttention.fits(Attention(96, 4))
 assert not FusedAttention.fits(Attention(32, 4))
 assert FusedAttention.fits(Attention(256, 2))
 assert not FusedAttention.fits(Attention(256, 1))
+def mlp(width, ratio=4.0, activation=QuickGELU):
+    return CustomResidualAttentionBlock(width, 2, ratio, act_layer=activation).mlp
+assert FusedMlp.fits(mlp(64))
+assert not FusedMlp.fits(mlp(96))
+assert not FusedMlp.fits(mlp(64, 3.0))
+assert not FusedMlp.fits(mlp(64, activation=nn.GELU))
 assert FusedDecoderBlock.fits(DecoderBlock(32, 2, 256), 4)
 assert not FusedDecoderBlock.fits(DecoderBlock(32, 2, 192), 4)
 assert not FusedDecoderBlock.fits(DecoderBlock(48, 2, 256), 4)
