@@ -30,7 +30,7 @@ def fused_bundle(random_bundle, tmp_path_factory) -> Path:
     """Return a bundle whose sizes let the fused kernels run."""
     folder = tmp_path_factory.mktemp('fused')
     config = ClipSegConfig(
-        vision_width=96, vision_heads=3, vision_mlp=384, text_width=48, text_heads=3,
+        vision_width=192, vision_heads=3, vision_mlp=768, text_width=48, text_heads=3,
         text_layers=2, text_mlp=192, embed_dim=48, reduce_dim=32, decoder_heads=2,
         decoder_ffn=256)
     export_bundle(random_clipseg(config), folder, name='fused', source='random weights',
