@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times of calls on the host, and of graphs and kernels on a CUDA device."""
 
-import time
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blabberseg_ros.bench.kernel_groups import KernelTime
+from blabberseg_ros.bench.timing import Limits, repeat
 from blabberseg_ros.engines.torch_capture import capture
 
 _WARM_UP, _PROFILED = 10, 20
@@ -34,12 +35,7 @@ def capture_stage(function: Callable[..., dict[str, Tensor]],
 
 def wall_ms(call: Callable[[int], object], repeats: int) -> list[float]:
     """Return wall-clock times of a call that waits for its result."""
-    times = []
-    for index in range(_WARM_UP + repeats):
-        started = time.perf_counter()
-        call(index)
-        times.append((time.perf_counter() - started) * 1e3)
-    return times[_WARM_UP:]
+    return repeat(call, Limits(repeats, math.inf, _WARM_UP))
 
 
 def device_ms(call: Callable[[], object], repeats: int) -> list[float]:

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from blabberseg_ros.bench.timing import Limits
 from blabberseg_ros.prompts import PromptSet, default_prompts
 
 OURS, DOVESEI, ORIGINAL, BATCHED = 'ours', 'dovesei', 'blabberseg-original', 'batched'
@@ -57,6 +58,11 @@ class Job:
     started_at: float = 0.0
     start_only: bool = False
     batch: int = 64
+
+    @property
+    def limits(self) -> Limits:
+        """Return how often and how long one scenario is measured."""
+        return Limits(self.repeats, self.seconds)
 
     @property
     def label(self) -> str:

@@ -11,11 +11,8 @@ Of the plain network one more is measured, without the copy of the vectors to th
 """
 
 import gc
-import itertools
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +20,7 @@ from blabberseg_ros.backends.lseg import LSegBackend
 from blabberseg_ros.backends.values import Query
 from blabberseg_ros.bench.machine import device_name
 from blabberseg_ros.bench.records import Row, Times, make_row
+from blabberseg_ros.bench.timing import Limits, repeat
 from blabberseg_ros.bundle import Bundle
 from blabberseg_ros.engines.base import EngineKind
 from blabberseg_ros.heatmap import FusionOptions
@@ -35,16 +33,6 @@ SIZES_PX = (260, 390, 520, 650, 780, 910)
 STAGES = ('encode image', 'encode text', 'frame', 'total')
 NO_COPY = 'encode image, not copied'
 _FRAMES = 4
-_WARM_UP = 3
-_SLOW_S = 1.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How often and how long one figure is measured: at most, but twice at least."""
-
-    repeats: int = 50
-    seconds: float = 5.0
 
 
 def measure_plain(bundle: Bundle, device: str, sizes_px: Sequence[int], prompts: PromptSet,
@@ -147,30 +135,6 @@ def _rows(calls: Callable[[int, Sequence[np.ndarray]], dict[str, Callable[[int],
             yield make_row(device_name(device), engine, precision, stage,
                            Times.of(repeat(call, limits)), prompts=len(prompts),
                            size_px=(side_px, side_px))
-
-
-def repeat(call: Callable[[int], object], limits: Limits) -> list[float]:
-    """Return wall-clock times in milliseconds; a slow call is warmed up once only.
-
-    Args:
-        call: gets the number of the call, counted on from the warm-up: it picks the frame, and one
-            of the warm-up is no new frame any more.
-        limits: of the figure.
-    """
-    numbers = itertools.count()
-    for _ in range(_WARM_UP):
-        started = time.perf_counter()
-        call(next(numbers))
-        if time.perf_counter() - started > _SLOW_S:
-            break
-    times: list[float] = []
-    begun = time.perf_counter()
-    while len(times) < 2 or (len(times) < limits.repeats
-                             and time.perf_counter() - begun < limits.seconds):
-        started = time.perf_counter()
-        call(next(numbers))
-        times.append((time.perf_counter() - started) * 1e3)
-    return times
 
 
 def _waiter(device: str) -> Callable[[], object]:

@@ -30,6 +30,7 @@ from blabberseg_ros.bench.jobs import (
 )
 from blabberseg_ros.bench.machine import device_name, memory_mb
 from blabberseg_ros.bench.records import Row, Times, make_row
+from blabberseg_ros.bench.timing import repeat
 from blabberseg_ros.errors import BlabbersegError
 from blabberseg_ros.heatmap import FusionOptions
 from blabberseg_ros.parity.frames import moving_frames
@@ -38,9 +39,6 @@ from blabberseg_ros.prompts import PromptSet
 # More than the segmenter remembers, so that every frame is a new one.
 _FRAMES = 8
 _COMPARED = 2
-_MIN_REPEATS = 2
-_WARM_UP = 3
-_SLOW_S = 1.0
 
 
 def measure(job: Job) -> Iterator[Row]:
@@ -55,34 +53,6 @@ def measure(job: Job) -> Iterator[Row]:
         yield from _measure_batched(job)
     else:
         yield from _measure_baseline(job)
-
-
-def repeat(call: Callable[[int], object], job: Job, *, warm: bool = True) -> list[float]:
-    """Call a function again and again and return the wall-clock times in milliseconds.
-
-    Args:
-        call: takes the number of the call.
-        job: how long and how often at most.
-        warm: call it a few times before, or once if it is slow.
-    """
-    index = 0
-    for _ in range(_WARM_UP if warm else 0):
-        started = time.perf_counter()
-        call(index)
-        index += 1
-        if time.perf_counter() - started > _SLOW_S:
-            break
-    times: list[float] = []
-    begun = time.perf_counter()
-    while len(times) < _MIN_REPEATS or (
-            len(times) < job.repeats and time.perf_counter() - begun < job.seconds):
-        started = time.perf_counter()
-        call(index)
-        times.append((time.perf_counter() - started) * 1e3)
-        index += 1
-        if len(times) >= job.repeats:
-            break
-    return times
 
 
 def _measure_ours(job: Job) -> Iterator[Row]:
@@ -128,12 +98,13 @@ def _time_case(segmenter: Any, row: Callable[..., Row], case: Case, job: Job) ->
     def ask(image: np.ndarray, prompts: PromptSet) -> None:
         segmenter.segment(image, prompts, with_probability=False)
 
-    yield row(records.NEW_FRAME, repeat(lambda i: ask(frames[i % _FRAMES], first), job), case)
+    limits = job.limits
+    yield row(records.NEW_FRAME, repeat(lambda i: ask(frames[i % _FRAMES], first), limits), case)
     yield row(records.SAME_FRAME,
-              repeat(lambda i: ask(frames[0], (first, second)[i % 2]), job), case)
+              repeat(lambda i: ask(frames[0], (first, second)[i % 2]), limits), case)
     if case == Case(MAIN_PROMPTS, MAIN_SIZE_PX):
         yield row(records.NEW_PROMPTS, repeat(
-            lambda i: ask(frames[i % _FRAMES], unseen_prompts(case.prompts, i)), job), case)
+            lambda i: ask(frames[i % _FRAMES], unseen_prompts(case.prompts, i)), limits), case)
     yield from _time_stages(segmenter.backend, frames, first, row, case, job)
 
 
@@ -157,14 +128,14 @@ def _time_stages(backend: Any, frames: Sequence[np.ndarray], prompts: PromptSet,
         for name in ('decode', 'fuse', 'threshold'):
             times[name].append(getattr(answer, f'{name}_ms'))
 
-    count = len(repeat(once, job))
+    count = len(repeat(once, job.limits))
     for name, values in times.items():
         if any(values):
             # Devices that answer at once report all of it as decoding.
             whole = name == 'decode' and not any(times['threshold'])
             yield row(records.STAGE, values[-count:], case, 'answer' if whole else name)
     if case.size_px == MAIN_SIZE_PX:
-        encode = repeat(lambda _: (backend.encode_prompts(prompts.texts), wait()), job)
+        encode = repeat(lambda _: (backend.encode_prompts(prompts.texts), wait()), job.limits)
         yield row(records.STAGE, encode, case, 'encode text')
 
 
@@ -176,11 +147,12 @@ def _measure_baseline(job: Job) -> Iterator[Row]:
     kind = Dovesei if job.contestant == DOVESEI else BlabbersegOriginal
     baseline: Baseline = kind(bundle, job.device, job.precision)
     row = _row_maker(job.device, job.contestant, job.precision)
+    # Its own warm-up: on a CPU thirteen prompts take a quarter of a minute, so two have to do.
+    limits = job.limits if job.device == 'cuda' else replace(job.limits, warm_up=0)
     answers = {}
     for case in job.cases:
         frames = moving_frames(_FRAMES, case.size_px)
         prompts = prompt_sets(case.prompts)[0]
-        # Warm with two prompts: on a CPU thirteen take a quarter of a minute.
         baseline.answer(frames[0], prompts if job.device == 'cuda' else prompt_sets(2)[0])
 
         def ask(index: int, case: Case = case, frames: Sequence[np.ndarray] = frames,
@@ -189,7 +161,7 @@ def _measure_baseline(job: Job) -> Iterator[Row]:
             if index < _COMPARED:
                 answers[_key(case, index)] = answer.probability
 
-        yield row(records.NEW_FRAME, repeat(ask, job, warm=job.device == 'cuda'), case)
+        yield row(records.NEW_FRAME, repeat(ask, limits), case)
     _save(job, job.contestant, job.precision, answers)
 
 
@@ -220,7 +192,7 @@ def _measure_batched(job: Job) -> Iterator[Row]:
             batched.segment(frames)
             torch.cuda.synchronize()
 
-        times = [value / job.batch for value in repeat(ask, job)]
+        times = [value / job.batch for value in repeat(ask, job.limits)]
         yield row(records.BATCH, times, case, f'{job.batch} frames at once')
         probability = batched.segment(frames).probability[:_COMPARED].cpu().numpy()
         answers |= {_key(case, index): probability[index] for index in range(len(probability))}

@@ -15,9 +15,9 @@ import numpy as np
 
 from blabberseg_ros.backends.segformer import SegformerBackend
 from blabberseg_ros.backends.values import Query
-from blabberseg_ros.bench.lseg_table import Limits, repeat
 from blabberseg_ros.bench.machine import device_name
 from blabberseg_ros.bench.records import NEW_FRAME, STAGE, Row, Times, make_row
+from blabberseg_ros.bench.timing import Limits, repeat
 from blabberseg_ros.bundle import Bundle, load_bundle
 from blabberseg_ros.engines.base import EngineKind
 from blabberseg_ros.heatmap import FusionOptions

@@ -17,7 +17,7 @@ from blabberseg_ros.errors import BundleError, EngineError
 from blabberseg_ros.prompts import default_prompts
 
 if TYPE_CHECKING:
-    from blabberseg_ros.bench.lseg_table import Limits
+    from blabberseg_ros.bench.timing import Limits
 
 BACKEND = 'lseg'
 # Those of LSeg-TensorRT's README.
@@ -34,8 +34,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table and write the CSV."""
-    from blabberseg_ros.bench.lseg_table import Limits, table
+    from blabberseg_ros.bench.lseg_table import table
     from blabberseg_ros.bench.model import make_model
+    from blabberseg_ros.bench.timing import Limits
 
     limits = Limits(5, 2.0) if arguments.quick else Limits()
     rows: list[records.Row] = []

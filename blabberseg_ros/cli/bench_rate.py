@@ -45,7 +45,7 @@ def _measure(bundle: Bundle, arguments: argparse.Namespace) -> Iterator[Row]:
 def _measure_engine(bundle: Bundle, kind: EngineKind,
                     arguments: argparse.Namespace) -> Iterator[Row]:
     """Measure new frames with known prompts, from the image to the mask, both on the host."""
-    from blabberseg_ros.bench.lseg_table import Limits, repeat
+    from blabberseg_ros.bench.timing import Limits, repeat
 
     limits = Limits(5, 2.0) if arguments.quick else Limits()
     backend = backend_class(bundle.manifest.family)(bundle, kind)

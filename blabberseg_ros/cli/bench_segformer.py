@@ -14,7 +14,7 @@ from blabberseg_ros.cli.bench_lseg import chosen_kinds, finish
 from blabberseg_ros.errors import EngineError, ParameterError
 
 if TYPE_CHECKING:
-    from blabberseg_ros.bench.lseg_table import Limits
+    from blabberseg_ros.bench.timing import Limits
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,8 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     if importlib.util.find_spec('transformers') is None:
         raise EngineError('transformers is not installed, which this table needs; pip install '
                           'transformers')
-    from blabberseg_ros.bench.lseg_table import Limits
     from blabberseg_ros.bench.segformer_table import make_models, table
+    from blabberseg_ros.bench.timing import Limits
 
     limits = Limits(5, 2.0) if arguments.quick else Limits()
     rows = []

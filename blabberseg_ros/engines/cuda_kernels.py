@@ -128,8 +128,7 @@ def attention(qkv: Tensor, heads: int, mixed: Tensor) -> None:
 def linear_quick_gelu(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:
     """Run a linear layer and CLIP's activation, h * sigmoid(1.702 h), in one go.
 
-    For the rows of one frame. The products of a library are faster, and alone worth the second
-    kernel if there are more rows.
+    For the rows of one frame; with many more, a library's product and a second kernel are faster.
 
     Args:
         x: float16 or bfloat16 [N, K], contiguous; K is a multiple of 64.
@@ -215,9 +214,13 @@ def copy_bytes(source: Tensor, target: Tensor) -> None:
         source: contiguous.
         target: contiguous, of the same size and type.
     """
-    count = source.nbytes
-    _copy_bytes[(triton.cdiv(count, _BYTES),)](
-        source.view(torch.uint8), target.view(torch.uint8), count, BLOCK=_BYTES)
+    given, taken = (value.view(torch.uint8).flatten() for value in (source, target))
+    # Sixteen at a time, and the rest one by one.
+    whole = len(given) - len(given) % 16
+    for start, end in ((0, whole), (whole, len(given))):
+        if start < end:
+            _copy_bytes[(triton.cdiv(end - start, _BYTES),)](
+                given[start:], taken[start:], end - start, BLOCK=_BYTES)
 
 
 @triton.jit

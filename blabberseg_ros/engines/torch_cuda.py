@@ -166,16 +166,14 @@ class TorchCudaEngine(Engine):
         self._graphs: OrderedDict[_Shapes, _CapturedGraph] = OrderedDict()
         self._outboxes: OrderedDict[tuple, list[Tensor]] = OrderedDict()
         self._padded: dict[_Shapes, tuple[int, _Shapes]] = {}
-        self._stream: Any = None
+        self._replayed: _CapturedGraph | None = None
 
     def _to_host(self, values: Sequence[Value]) -> tuple[np.ndarray, ...]:
         """Copy values through pinned memory, unless they lie there, and wait once."""
         waiting = [value for value in values if not isinstance(value, np.ndarray)]
-        outbox = self._outbox(waiting) if waiting else []
-        for buffer, value in zip(outbox, waiting, strict=True):
-            buffer.copy_(value, non_blocking=True)
-        self._stream.synchronize()
-        arrived = iter(outbox)
+        arrived = iter(self._fetch(waiting) if waiting else ())
+        if self._replayed is not None:
+            self._replayed.wait()
         return tuple([(value if isinstance(value, np.ndarray) else next(arrived).numpy()).copy()
                       for value in values])
 
@@ -186,8 +184,8 @@ class TorchCudaEngine(Engine):
         return torch.cat([torch.tensor(part, device='cuda') if isinstance(part, np.ndarray)
                           else part for part in parts])
 
-    def _outbox(self, values: Sequence[Value]) -> 'list[Tensor]':
-        """Return a pinned buffer for each value, kept for the next values of these shapes."""
+    def _fetch(self, values: Sequence[Value]) -> 'list[Tensor]':
+        """Return values in pinned memory, which is kept for the next ones of these shapes."""
         import torch
 
         key = tuple([(value.shape, value.dtype) for value in values])
@@ -197,20 +195,21 @@ class TorchCudaEngine(Engine):
                 self._outboxes.popitem(last=False)
             found = [torch.empty_like(value, device='cpu').pin_memory() for value in values]
             self._outboxes[key] = found
+        for buffer, value in zip(found, values, strict=True):
+            buffer.copy_(value, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
         return found
 
     def _load(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        import torch
-
         stages = self._kind.acquire(self.bundle)
         self._holds_network = True
-        self._stream = torch.cuda.current_stream()
         self._function, inputs, outputs = stages.stage(self.stage)
         self._counting = frozenset(spec.name for spec in inputs if counts_prompts(spec))
         return inputs, outputs
 
     def _unload(self) -> None:
         self._function = None
+        self._replayed = None
         self._graphs.clear()
         self._outboxes.clear()
         self._padded.clear()
@@ -231,11 +230,13 @@ class TorchCudaEngine(Engine):
                     self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
             outputs = graph.replay(feeds)
+            self._replayed = graph
             if self.stage in _TO_HOST:
                 return outputs
             return {name: (output[:count] if counts_prompts(self._outputs[name]) else output
                            ).clone() for name, output in outputs.items()}
         except torch.cuda.OutOfMemoryError as error:
+            self._replayed = None
             self._graphs.clear()
             torch.cuda.empty_cache()
             raise EngineError(
@@ -343,6 +344,10 @@ class _CapturedGraph:
         self._done.record()
         return self._outputs
 
+    def wait(self) -> None:
+        """Wait until the last run is done, and with it what it sends to the host."""
+        self._done.synchronize()
+
     def _feed(self, feeds: Mapping[str, Value]) -> None:
         """Bring the inputs to where the graph takes them from, unless they lie there already."""
         last, waited = self._last, False
@@ -352,7 +357,7 @@ class _CapturedGraph:
             last[name] = None
             if name in self._staging:
                 if not waited:
-                    self._done.synchronize()  # the last run may still send the pinned block
+                    self.wait()  # the last run may still read the pinned block
                     waited = True
                 self._stage(name, value)
             else:

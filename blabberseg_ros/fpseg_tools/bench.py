@@ -4,7 +4,6 @@
 import csv
 import io
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
@@ -22,6 +21,7 @@ from blabberseg_ros.bench import machine
 from blabberseg_ros.bench.fpseg_plain import plain_masks
 from blabberseg_ros.bench.model import write_model
 from blabberseg_ros.bench.records import Times
+from blabberseg_ros.bench.timing import Limits, repeat
 from blabberseg_ros.engines.choose import candidates
 from blabberseg_ros.errors import BlabbersegError
 from blabberseg_ros.fpseg_tools.devices import device_named
@@ -35,8 +35,7 @@ from blabberseg_ros.models.random_fpseg import random_fpseg
 
 UPSTREAM = 'upstream'
 NEW_FRAME, SAME_FRAME = 'new frame', 'same frame, other classes'
-_SLOW_S = 1.0
-Step = Callable[[], object]
+Step = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,7 @@ def _upstream_subject(model: FpSeg, image: np.ndarray, device: torch.device) -> 
         return result
 
     return _Subject(machine.device_name(device.type), UPSTREAM, 'fp32',
-                    lambda n_classes: {NEW_FRAME: lambda: masks(n_classes)})
+                    lambda n_classes: {NEW_FRAME: lambda _: masks(n_classes)})
 
 
 def _torch_subject(model: FpSeg, image: np.ndarray, device: torch.device) -> _Subject:
@@ -247,7 +246,7 @@ def _torch_subject(model: FpSeg, image: np.ndarray, device: torch.device) -> _Su
             highest, index = model.decode(code, tokens).max(dim=0)
             return torch.where(highest > 0, index, -1).int().cpu().numpy()
 
-        return {NEW_FRAME: lambda: merged(encode()), SAME_FRAME: lambda: merged(known)}
+        return {NEW_FRAME: lambda _: merged(encode()), SAME_FRAME: lambda _: merged(known)}
 
     return _Subject(machine.device_name(device.type), TORCH, 'fp32', steps)
 
@@ -263,9 +262,9 @@ def _engine_subject(backend: FpSegBackend, image: np.ndarray) -> _Subject:
     def steps(n_classes: int) -> dict[str, Step]:
         classes = backend.encode_prompts(backend.class_names[:n_classes])
         known = backend.encode_image(image)
-        return {NEW_FRAME: lambda: backend.semantic_map(
+        return {NEW_FRAME: lambda _: backend.semantic_map(
                     backend.encode_image(image), classes, size),
-                SAME_FRAME: lambda: backend.semantic_map(known, classes, size)}
+                SAME_FRAME: lambda _: backend.semantic_map(known, classes, size)}
 
     return _Subject(machine.device_name(backend.kind.device), backend.kind.name,
                     backend.precision, steps)
@@ -273,28 +272,13 @@ def _engine_subject(backend: FpSegBackend, image: np.ndarray) -> _Subject:
 
 def _measure(subject: _Subject, settings: BenchSettings, n_classes: int,
              prompt_size: int) -> Iterator[Row]:
+    limits = Limits(settings.n_runs, settings.seconds, settings.n_warmup)
     with torch.inference_mode():
         for scenario, step in subject.steps(n_classes).items():
-            times = Times.of(list(_timed(step, settings)))
+            times = Times.of(repeat(step, limits))
             yield Row(subject.device, subject.engine, subject.precision, settings.encoder,
                       settings.input_size_px, '{}x{}'.format(*settings.image_size_px), n_classes,
                       prompt_size, scenario, times.n, times.p50_ms, times.p90_ms, times.p99_ms)
-
-
-def _timed(step: Step, settings: BenchSettings) -> Iterator[float]:
-    """Yield wall-clock times in milliseconds."""
-    for _ in range(settings.n_warmup):
-        started = time.perf_counter()
-        step()
-        if time.perf_counter() - started > _SLOW_S:
-            break
-    begun = time.perf_counter()
-    for number in range(max(settings.n_runs, 2)):
-        if number >= 2 and time.perf_counter() - begun > settings.seconds:
-            return
-        started = time.perf_counter()
-        step()
-        yield (time.perf_counter() - started) * 1e3
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:

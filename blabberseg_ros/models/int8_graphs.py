@@ -6,9 +6,10 @@ of each output channel. (A range for each token was tried: it costs more and is 
 weights stay where they are: the graph quantises them from the stored ones, which an engine does
 once, when it loads the graph. Everything else stays float32.
 
-How far the answers of a model survive that depends on its weights; the parity gate decides. ONNX
-Runtime's quantisation leaves single NaN out, so they do not reach the answer as they would in
-float32.
+How far the answers of a model survive that depends on its weights; the parity gate decides.
+
+A quantisation leaves NaN out, and a broken network would look sound. So each product is also
+multiplied by a scale that is NaN where its input has one, or infinity.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def convert_to_int8(model: ir.Model, weights: frozenset[str]) -> None:
         if matrix is None or x is None or weight is None:
             continue
         if x not in quantised:
-            quantised[x] = _insert(graph, node, 'x', 'DynamicQuantizeLinear', [x], 3)
+            quantised[x] = _quantise(graph, node, x)
         if weight not in quantised:
             scale, zero = _scale_of(graph, matrix)
             (stored,) = _insert(
@@ -60,13 +61,23 @@ def convert_to_int8(model: ir.Model, weights: frozenset[str]) -> None:
         (unit,) = _insert(graph, node, 'unit', 'Mul', [x_scale, scale], 1)
         (result,) = _insert(graph, node, 'result', 'Mul', [single, unit], 1)
         old = node.outputs[0]
-        ir.convenience.replace_all_uses_with(old, result)
         for index, output in enumerate(graph.outputs):
             if output is old:
                 name, result.type, result.shape = old.name, old.type, old.shape
                 old.name, result.name = f'{name}.float', name
                 graph.outputs[index] = result
+        ir.convenience.replace_all_uses_with(old, result)
         graph.remove(node, safe=True)
+
+
+def _quantise(graph: ir.Graph, node: ir.Node, x: ir.Value) -> tuple[ir.Value, ...]:
+    """Return a tensor as 8-bit integers, their scale, NaN if it is not finite, and their zero."""
+    values, scale, zero = _insert(graph, node, 'x', 'DynamicQuantizeLinear', [x], 3)
+    (total,) = _insert(graph, node, 'sum', 'ReduceSum', [x], 1, keepdims=0)
+    (nothing,) = _insert(
+        graph, node, 'nothing', 'Mul', [total, _constant(graph, 'int8.zero', np.float32(0))], 1)
+    (checked,) = _insert(graph, node, 'checked', 'Add', [scale, nothing], 1)
+    return values, checked, zero
 
 
 def _matrix_of(node: ir.Node, weights: frozenset[str]) -> ir.Value | None:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from blabberseg_ros.backends.registry import FAMILIES, backend_class
@@ -123,6 +124,21 @@ def test_a_network_of_convolutions_gets_no_integer_graph(tmp_path):
     with pytest.raises(BundleError, match=r'no linear layers.*export without int8'):
         image_encoder_graphs(random_lseg.random_lseg(config), tmp_path)
     assert not list(tmp_path.glob('*.onnx'))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('norm', ['ln_1', 'ln_2'])
+def test_what_is_not_finite_in_the_integer_graph_reaches_all_of_the_code(norm, value, tmp_path):
+    """A quantisation leaves NaN out, and the residual stream would go past it."""
+    model = random_network('clipseg')
+    with torch.no_grad():
+        getattr(model.visual.transformer.resblocks[1], norm).weight[5] = value
+    integers = image_encoder_graphs(model, tmp_path)[-1]
+    stage = stages_of(model)['image_encoder']
+    feeds = {spec.name: tensor.numpy() for spec, tensor in zip(
+        stage.inputs, stage.example(), strict=True)}
+    (code,) = onnxruntime.InferenceSession(integers).run(None, feeds)
+    assert np.isnan(code[0]).all(), 'of the deepest block'
 
 
 def test_a_bundle_without_an_integer_graph_is_not_offered_to_that_engine(random_bundle):

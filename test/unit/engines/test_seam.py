@@ -71,10 +71,12 @@ def test_whatever_a_library_raises_is_an_engine_error_that_names_it(where, error
     assert caught.value.__cause__ is error
 
 
-def test_our_own_errors_pass_as_they_are():
-    error = BundleError('the weights do not fit')
-    with pytest.raises(BundleError) as caught:
-        use(Failing(where='load', error=error))
+@pytest.mark.parametrize('where', ['load', 'run', 'to_host'])
+@pytest.mark.parametrize('error', [BundleError('the weights do not fit'), KeyboardInterrupt()],
+                         ids=lambda error: type(error).__name__)
+def test_our_own_errors_and_interrupts_pass_as_they_are(where, error):
+    with pytest.raises(type(error)) as caught:
+        use(Failing(where=where, error=error))
     assert caught.value is error
 
 

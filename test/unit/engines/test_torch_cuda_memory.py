@@ -48,7 +48,6 @@ def stages(monkeypatch):
     monkeypatch.setattr(torch_cuda, 'import_module', lambda name: SimpleNamespace(
         CudaStages=Network))
     monkeypatch.setattr(torch_cuda, '_CapturedGraph', Graph)
-    monkeypatch.setattr(torch.cuda, 'current_stream', lambda: None)
     bundle = SimpleNamespace(fingerprint='f', manifest=SimpleNamespace(family='clipseg'))
     kind = TorchCuda()
     yield [kind.create(bundle, name) for name in ('image_encoder', 'answer')]
