@@ -436,6 +436,15 @@ def test_pixels_are_compared_while_the_device_works(device, monkeypatch):
     assert log == ['infer', 'find', 'to_host']
 
 
+def test_an_answer_is_waited_for_by_the_graph_that_gave_it(device):
+    """The stream that is current may be another than the one that the graph runs on."""
+    for count in (3, 5):
+        prompts = prompts_of(device.bundle, count)
+        device.segment(picture(), prompts, with_probability=False)
+        graph = next(reversed(device.backend.engine('answer')._graphs.values()))
+        assert graph._done.log[-2:] == ['run', 'wait']
+
+
 def test_a_caller_who_has_left_ends_the_work_of_a_device(device):
     image, prompts = picture(), prompts_of(device.bundle, 3)
     for _ in range(2):
