@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import rclpy
@@ -24,6 +25,44 @@ from blabberseg_ros.nodes.logs import log_to_node
 # An idle `spin` sometimes sleeps through a signal, so waiting is cut into slices.
 WAKE_UP_S = 0.1
 REFUSED_TO_START = 2
+
+
+class ThreadsExecutor(MultiThreadedExecutor):
+    """rclpy's executor with several threads, which are given each task once.
+
+    As long as no thread has begun with a task, rclpy hands it out again and does not wait for
+    anything (ros2/rclpy#1452; mended by #1547, in no release up to Kilted). Under load those are
+    thousands, sorted out one by one later, and requests waited for up to two seconds meanwhile.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        """Start no thread yet."""
+        super().__init__(num_threads)
+        self._executor = _Pool(num_threads)
+
+
+class _Pool(ThreadPoolExecutor):
+    def __init__(self, num_threads: int) -> None:
+        super().__init__(num_threads)
+        self._queued: dict[Callable[..., Any], threading.Event] = {}
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Queue a task unless it is queued already, and wait a while until it begins.
+
+        Returns:
+            Nothing: rclpy asks the task itself what became of it.
+        """
+        begun = self._queued.get(fn)
+        if begun is None:
+            begun = self._queued[fn] = threading.Event()
+            super().submit(self._run, begun, fn, *args, **kwargs)
+        begun.wait(WAKE_UP_S)
+
+    def _run(self, begun: threading.Event, fn: Callable[..., Any], *args: Any,
+             **kwargs: Any) -> Any:
+        del self._queued[fn]
+        begun.set()
+        return fn(*args, **kwargs)
 
 
 def run_node(create: Callable[[], Node], arguments: Sequence[str] | None, num_threads: int,
@@ -57,8 +96,7 @@ def run_node(create: Callable[[], Node], arguments: Sequence[str] | None, num_th
         rclpy.try_shutdown()
         return REFUSED_TO_START
     log_to_node(node.get_logger())
-    executor = (MultiThreadedExecutor(num_threads) if num_threads > 1
-                else SingleThreadedExecutor())
+    executor = ThreadsExecutor(num_threads) if num_threads > 1 else SingleThreadedExecutor()
     executor.add_node(node)
     try:
         while rclpy.ok() and not stopping.is_set():
