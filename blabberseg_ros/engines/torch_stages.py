@@ -52,8 +52,8 @@ class FusedAttention(nn.Module):
 class FusedMlp(nn.Module):
     """The layers behind a block's attention; the first of them and its QuickGELU are fused."""
 
-    # Rows up to which the kernel is used. On an H200 it saves 1.6 of 10.1 us for one frame, while
-    # a batch is faster by torch's products.
+    # Rows up to which the kernel is used: one frame's. On an H200 it takes 8.6 us for them, and
+    # torch 6.8 for the product and 3.3 for the activation, so batches are left to torch.
     most_rows = 1024
 
     def __init__(self, mlp: nn.Sequential) -> None:

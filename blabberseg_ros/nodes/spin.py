@@ -30,9 +30,10 @@ REFUSED_TO_START = 2
 class ThreadsExecutor(MultiThreadedExecutor):
     """rclpy's executor with several threads, which are given each task once.
 
-    As long as no thread has begun with a task, rclpy hands it out again and does not wait for
-    anything (ros2/rclpy#1452; mended by #1547, in no release up to Kilted). Under load those are
-    thousands, sorted out one by one later, and requests waited for up to two seconds meanwhile.
+    Until a thread has begun with a task, rclpy hands it out again and again (ros2/rclpy#1452;
+    #1547 mends it upstream, the Kilted of PyPI does not have that yet). In 18 s of a demo flight
+    it handed out 16,000 to 36,000, kept up to 4,350 of them in a list that it searches, and
+    requests reached their callback up to 0.8 s late; with this executor, 8 ms.
     """
 
     def __init__(self, num_threads: int) -> None:
